@@ -62,6 +62,17 @@ Insecure = Annotated[
 Loop = Annotated[
     Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")
 ]
+Own = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="NODE=PATH",
+        help='Try a node\'s own file here (repeatable); task.data = "own".',
+    ),
+]
+OwnTest = Annotated[
+    list[str], typer.Option("--test", metavar="NODE:PATH", help="A node's private test set.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Node = Annotated[str | None, typer.Option("--node", help="This node's model.")]
 Average = Annotated[
@@ -85,6 +96,8 @@ def up(
     experiment: Experiment,
     settings: Settings = [],
     task: Task = None,
+    data: Own = [],
+    test: OwnTest = [],
     folder: Folder = None,
     insecure: Insecure = False,
     loop: Loop = "auto",
@@ -95,16 +108,18 @@ def up(
 ) -> None:
     """Start a local cluster, one daemon per node, and follow it to its end."""
     from node.cli import doctor
-    from node.experiments import local_cluster
+    from node.experiments import local_cluster, own_files
 
     doctor.refuse_clashes()
+    config, own = own_files.nodes_with_files(_experiment(experiment, settings, task), data, test)
     summary, code = local_cluster.up(
-        _experiment(experiment, settings, task),
+        config,
         folder,
         insecure=insecure,
         loop=loop,
         baseline=baseline,
         quiet=as_json,
+        own=own,
     )
     if as_json:
         print_json(
@@ -120,13 +135,16 @@ def simulate(
     experiment: Experiment,
     settings: Settings = [],
     task: Task = None,
+    data: Own = [],
+    test: OwnTest = [],
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment in one process, with the same bits."""
-    from node.experiments import local_cluster
+    from node.experiments import local_cluster, own_files
 
-    summary = local_cluster.simulate(_experiment(experiment, settings, task), folder, quiet=as_json)
+    config, own = own_files.nodes_with_files(_experiment(experiment, settings, task), data, test)
+    summary = local_cluster.simulate(config, folder, quiet=as_json, own=own)
     if as_json:
         print_json(summary.model_dump(mode="json"))
     if set(summary.diverged) - set(summary.attackers):

@@ -72,8 +72,8 @@ def pack(
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "
             "itself, with peerpoise run --attack."
         )
-    addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
-    test_of = _pairs("--test", tests, separator=":")
+    addresses, own = pairs("--host", hosts, bare=True), pairs("--data", data)
+    test_of = pairs("--test", tests, separator=":")
     _check_addresses(addresses)
     peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
@@ -84,7 +84,7 @@ def pack(
     }
     _check_task(config.task)
     known = Federation.load(federation) if federation else None
-    keys = _keys(_pairs("--request", requested), list(addresses), known)
+    keys = _keys(pairs("--request", requested), list(addresses), known)
     resolved = resolve(config, list(addresses)).checked()
     resolved.check_daemons()
     budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
@@ -203,10 +203,14 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
     )
 
 
-def _pairs(
+def pairs(
     option: str, given: Sequence[str], *, bare: bool = False, separator: str = "="
 ) -> dict[str, str]:
-    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
+    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value.
+
+    Raises:
+        ConfigurationError: one that is not of this form, or can't name a folder.
+    """
     pairs: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition(separator)

@@ -49,12 +49,12 @@ def run(resolved: ResolvedRun, folder: Path, progress: Progress = no_op) -> Summ
     The consensus distance in the journals is that of all nodes together, where the run is
     evaluated.
 
-    Ledgers are kept in memory: only bundled public data may be used so.
+    Ledgers are kept in memory: whatever own data give away so is counted nowhere.
 
     Raises:
         ConfigurationError, DataError: one sentence.
     """
-    resolved.check_divided()
+    resolved.check_data()
     torch.set_num_threads(1)
     with ExitStack() as stack:
         return _run(resolved, folder, progress, stack)
@@ -93,7 +93,8 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
     parameters = {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()}
     average = save_average(folder / MODEL, parameters, first.about_model)
     task = first.task
-    return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
+    tested = {} if resolved.own else metrics_of_average(lambda: task.evaluate(average))
+    return with_average(folder, merged, tested)
 
 
 class _Recorder:
@@ -192,12 +193,12 @@ def make_learners(resolved: ResolvedRun) -> dict[Peer, Learner]:
     experiment, mode = resolved.experiment.experiment, resolved.run.privacy.mode
     learners: dict[Peer, Learner] = {}
     sigma = start = None
-    for name, rows in resolved.parts.items():
+    for name, data in resolved.data.items():
         section = experiment.attack_of(name)
         learner = build(
             resolved.plan,
             name,
-            rows,
+            data,
             ledger=None if mode == "none" else Ledger.in_memory(),
             sigma=sigma,
             start=start,

@@ -120,19 +120,24 @@ def local(
     """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the
     run and the folders.
 
-    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data
-    may use.
+    The CA is thrown away: nobody can join later. Ledgers go with the run folder, too.
     """
     config, places = resolved.experiment, {}
+    budget = BudgetSection(
+        experiment=not resolved.own,
+        epsilon="unlimited" if resolved.own else None,
+        ledger_dir=Path("ledger"),
+    )
+    public = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
         places[folder / "nodes" / name] = NodeConfig(
             name=name,
             folder=Path(),
             identity=OWN,
             tasks=own_tasks(config),
-            data=DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy")),
+            data=resolved.own.get(name, public),
             listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
-            budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
+            budget=budget,
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
             compute=ComputeSection(device=config.experiment.device),
             attack=config.experiment.attack_of(name),
@@ -144,39 +149,37 @@ def local(
     return sealed, homes
 
 
-def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> list[list[int]]:
-    """Writes rows.npy of every node and partition.json; returns the label histogram
-    [nodes][classes] (public data).
-    """
+def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> None:
+    """Writes partition.json, and of public data every node's rows.npy."""
     from node.data import partition
 
-    for name, home in homes.items():
-        partition.save(home / "rows.npy", resolved.parts[name])
-    return write_partition(folder, resolved)
+    for name, rows in resolved.parts.items():
+        partition.save(homes[name] / "rows.npy", rows)
+    write_partition(folder, resolved)
 
 
-def write_partition(folder: Path, resolved: ResolvedRun) -> list[list[int]]:
-    """Writes partition.json: [experiment], and the label histogram [nodes][classes], which it
-    returns.
+def write_partition(folder: Path, resolved: ResolvedRun) -> None:
+    """Writes partition.json: [experiment], and of public data the label histogram
+    [nodes][classes].
     """
+    document = {**resolved.experiment.experiment.model_dump(), "histogram": _histogram(resolved)}
+    files.atomic_write(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
+
+
+def _histogram(resolved: ResolvedRun) -> dict[str, list[int]]:
+    """Rows of each class at each node; {} of own data, whose labels are private."""
     from node.data import partition
 
     config, train = resolved.experiment, resolved.train
-    assert train is not None
+    if train is None:
+        return {}
     kinds = partition.kinds(config.experiment, train)
-    classes = (
-        int(kinds.max()) + 1
-        if config.experiment.column or config.task.text
-        else config.task.outputs
-    )
+    classes = int(kinds.max()) + 1
+    if not config.experiment.column and not config.task.text:
+        classes = max(classes, config.task.outputs)
     parts = list(resolved.parts.values())
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
-    document = {
-        **config.experiment.model_dump(),
-        "histogram": dict(zip(resolved.parts, histogram, strict=True)),
-    }
-    files.atomic_write(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
-    return histogram
+    return dict(zip(resolved.parts, histogram, strict=True))
 
 
 def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:
