@@ -301,10 +301,14 @@ def export(
         Path,
         typer.Option(
             "--out",
-            metavar="FILE.safetensors|FOLDER",
+            metavar="FILE.safetensors|FILE.onnx|FOLDER",
             help="File to write; of a language model also a folder that transformers reads.",
         ),
     ],
+    form: Annotated[
+        Literal["safetensors", "onnx", "folder"] | None,
+        typer.Option("--format", help="What to write (default: as --out ends)."),
+    ] = None,
     node: Node = None,
     average: Average = False,
     as_json: Json = False,
@@ -312,7 +316,8 @@ def export(
     """Copy a trained model out of a run folder."""
     from node.experiments import run_folder
 
-    digest, card = run_folder.export(folder, run_folder.model_file(folder, node, average), out)
+    model = run_folder.model_file(folder, node, average)
+    digest, card = run_folder.export(folder, model, out, form)
     if as_json:
         print_json({"file": str(out), "params_digest": digest}, indent=None)
     else:
