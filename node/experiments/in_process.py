@@ -82,7 +82,7 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
         after_phase=recorder.after_phase,
         after_round=recorder.after_round,
     )
-    summaries = recorder.summaries()
+    summaries = recorder.summaries(test_public=not resolved.own)
     for name, learner in learners.items():
         _keep(homes[name], learner, journals[name], summaries[name])
     merged = summary.merge(
@@ -152,7 +152,7 @@ class _Recorder:
                 live = learner.live_epsilon(delta)
                 journal.write("epsilon", **learner.spent(t, live, delta))
 
-    def summaries(self) -> dict[Peer, Summary]:
+    def summaries(self, *, test_public: bool) -> dict[Peer, Summary]:
         """Every node's, once the last round has ended."""
         round_seconds = [after - before for before, after in pairwise(self.clock)]
         return {
@@ -161,6 +161,7 @@ class _Recorder:
                 metrics=self.metrics[name],
                 measured=learner.diagnostics(),
                 bytes_sent=self.sent[name],
+                test_public=test_public,
                 round_seconds=summary.seconds(round_seconds),
                 wall_seconds=self.clock[-1] - self.clock[0],
             )

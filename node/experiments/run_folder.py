@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from node.config import DataSection, NodeConfig, RunConfig, load
+from node.config import NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.records import checkpoint, summary
 from node.records.checkpoint import MODEL
@@ -35,10 +35,6 @@ from peer.message import Layout
 
 Form: TypeAlias = Literal["safetensors", "onnx", "folder"]
 _FORMS: Mapping[str, Form] = {".safetensors": "safetensors", ".onnx": "onnx"}
-STARTED = (
-    " This is of that run alone: it started from a model of an earlier one, whose own ε comes on "
-    "top; if that run had none, there is none."
-)
 
 
 def model_file(run: Path, node: str | None, average: bool) -> Path:
@@ -133,7 +129,7 @@ def _place_of_card(out: Path) -> Path:
 def _info(run: Path, model: Path) -> ModelInfo | None:
     """What is known of a run's model; None: the folder has no summary yet, or no run.toml."""
     try:
-        result, (config, data) = summary.read(run / "summary.json"), _run_and_data(run)
+        result, (config, _) = summary.read(run / "summary.json"), _run_and_data(run)
     except PeerpoiseError:
         return None
     parent = model.parent.name if model.parent.parent.name == "nodes" else None
@@ -151,14 +147,9 @@ def _info(run: Path, model: Path) -> ModelInfo | None:
         rounds=result.rounds,
         task=task,
         input_shape=_input_shape(model),
-        metrics=metrics_of(result, whose) if _is_public_test(data) else {},
-        privacy=privacy_sentence(result.privacy) + (STARTED if config.train.start else ""),
+        metrics=metrics_of(result, whose) if result.test_public else {},
+        privacy=privacy_sentence(result.privacy),
     )
-
-
-def _is_public_test(data: Any) -> bool:
-    """May the figures of its test set leave this host?"""
-    return not isinstance(data, DataSection) or data.test_public
 
 
 def _input_shape(model: Path) -> Shape | None:

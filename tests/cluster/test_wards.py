@@ -97,6 +97,9 @@ def test_three_tables_learn_one_model_as_well_as_in_one_place(tmp_path: Path) ->
         assert best > 0.78, "there is something to learn"
         assert reached[name] > best - 0.03, (name, reached[name], best)
     home = homes["a"] / "state"
+    settings = homes["a"] / "node.toml"  # as it is now, not as the daemon ran
+    settings.write_text(settings.read_text().replace("test_public = false", "test_public = true"))
+    assert "test_public = true" in settings.read_text()
     run_folder.export(home, home / "model.safetensors", tmp_path / "a.safetensors")
     model = peerpoise.load(tmp_path / "a.safetensors")
     assert not model.info.metrics, "figures of a private test set stay on its host"
