@@ -144,7 +144,8 @@ def test_a_second_run_says_that_the_first_ones_epsilon_comes_on_top(
     assert "mode strict" in privacy
     assert "δ = " in privacy
     assert words not in public.load(exported).info.privacy
-    assert words in json.loads(Path("second/summary.json").read_text())["privacy"]["warning"]
+    text = Path("second/summary.json").read_text(encoding="utf-8")
+    assert words in json.loads(text)["privacy"]["warning"]
 
 
 def test_a_model_of_images_takes_tensors(tmp_path: Path, peerpoise: Call) -> None:
