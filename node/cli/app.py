@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -22,6 +23,7 @@ from peer.errors import (
     BudgetSpent,
     ConfigurationError,
     Diverged,
+    TaskError,
 )
 
 app = typer.Typer(
@@ -199,16 +201,21 @@ def run(
     from node.daemon import bootstrap
 
     doctor.refuse_clashes()
-    code = bootstrap.serve(
-        file,
-        settings=settings,
-        loop=loop,
-        insecure=insecure,
-        testing=testing,
-        until_eof=until_eof,
-        log=log,
-        quiet=quiet,
-    )
+    try:
+        code = bootstrap.serve(
+            file,
+            settings=settings,
+            loop=loop,
+            insecure=insecure,
+            testing=testing,
+            until_eof=until_eof,
+            log=log,
+            quiet=quiet,
+        )
+    except TaskError as error:
+        if until_eof or sys.stderr.isatty():
+            raise
+        raise TaskError(error.brief) from error  # a log may be passed on; words may be private
     if code == BudgetSpent.exit_code:
         typer.echo(
             "peerpoise: The privacy budget of the data is spent: nothing more may be released.",
