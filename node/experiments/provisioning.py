@@ -41,6 +41,10 @@ OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Pat
 """What `Federation.enrol` writes, relative to the node's folder."""
 START = "start.safetensors"
 """What `train.start` is called beside run.toml."""
+ASKED = (
+    "Write budget.epsilon into node.toml before you start: what these data may give away in all "
+    "runs together, earlier ones included (peerpoise plan --data NAME says what is spent)."
+)
 BUDGET_NOTE = {
     "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "
     "what this run is planned "
@@ -81,7 +85,7 @@ def prepare(
         if not federation.key(node.name).exists():
             identity = node.identity.model_copy(update={"key": None})
             node = node.model_copy(update={"identity": identity})
-        write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
+        write(node, home / "node.toml", _note(node.budget))
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
         if pinned.train.start:
@@ -89,6 +93,13 @@ def prepare(
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
+
+
+def _note(budget: BudgetSection) -> dict[str, str]:
+    """What is written above [budget]."""
+    if budget.experiment:
+        return {}
+    return BUDGET_NOTE if budget.epsilon is not None else {"budget": ASKED}
 
 
 def _with_validation(node: NodeConfig, home: Path, shared: Path | None) -> NodeConfig:
