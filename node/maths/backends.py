@@ -172,8 +172,8 @@ def _culprit(error: BaseException) -> tuple[str, str]:
 def _instead(layer: nn.Module | None, error: BaseException) -> str:
     if isinstance(layer, nn.RNNBase):
         return (
-            "let peerpoise.module_task make the task, which computes nn.RNN, nn.GRU and nn.LSTM "
-            "step by step, without dropout between their layers, proj_size and packed sequences"
+            "make the task by peerpoise.module_task, of nn.RNN, nn.GRU or nn.LSTM without dropout "
+            "between their layers, proj_size and packed sequences"
         )
     if "random" in str(error):
         return "leave out dropout, and whatever else draws random numbers"
