@@ -265,8 +265,8 @@ def _host(
     if data is None:
         section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     else:
-        label, _, path = data.partition(":")
-        if not label or "/" in label:
+        label, colon, path = data.partition(":")
+        if not colon and "/" in data:
             raise ConfigurationError(
                 f"--data {name}={data}: write {name}=NAME:PATH, where NAME is what you call these "
                 "data; their privacy ledger goes by it."

@@ -146,7 +146,7 @@ def test_the_owner_of_the_data_is_asked_for_the_budget_of_a_second_run(
         ),
         (
             ["--host=a=10.0.0.1:7443", "--data=a=:/srv/a.npz"],
-            "--data a=:/srv/a.npz: write a=NAME:PATH",
+            "data.name '' must be 1 to 64 letters",
         ),
         (
             ["--host=a=10.0.0.1:7443", "--data=a=d:/srv/a.npz", "--set", "task.model=nosuch"],
