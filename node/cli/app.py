@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -22,6 +23,7 @@ from peer.errors import (
     BudgetSpent,
     ConfigurationError,
     Diverged,
+    TaskError,
 )
 
 app = typer.Typer(
@@ -62,6 +64,17 @@ Insecure = Annotated[
 Loop = Annotated[
     Literal["auto", "uvloop", "asyncio"], typer.Option(help="Event loop of the daemons.")
 ]
+Own = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="NODE=PATH",
+        help='Try a node\'s own file here (repeatable); task.data = "own".',
+    ),
+]
+OwnTest = Annotated[
+    list[str], typer.Option("--test", metavar="NODE:PATH", help="A node's private test set.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 Node = Annotated[str | None, typer.Option("--node", help="This node's model.")]
 Average = Annotated[
@@ -85,6 +98,8 @@ def up(
     experiment: Experiment,
     settings: Settings = [],
     task: Task = None,
+    data: Own = [],
+    test: OwnTest = [],
     folder: Folder = None,
     insecure: Insecure = False,
     loop: Loop = "auto",
@@ -95,16 +110,18 @@ def up(
 ) -> None:
     """Start a local cluster, one daemon per node, and follow it to its end."""
     from node.cli import doctor
-    from node.experiments import local_cluster
+    from node.experiments import local_cluster, own_files
 
     doctor.refuse_clashes()
+    config, own = own_files.nodes_with_files(_experiment(experiment, settings, task), data, test)
     summary, code = local_cluster.up(
-        _experiment(experiment, settings, task),
+        config,
         folder,
         insecure=insecure,
         loop=loop,
         baseline=baseline,
         quiet=as_json,
+        own=own,
     )
     if as_json:
         print_json(
@@ -120,13 +137,16 @@ def simulate(
     experiment: Experiment,
     settings: Settings = [],
     task: Task = None,
+    data: Own = [],
+    test: OwnTest = [],
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment in one process, with the same bits."""
-    from node.experiments import local_cluster
+    from node.experiments import local_cluster, own_files
 
-    summary = local_cluster.simulate(_experiment(experiment, settings, task), folder, quiet=as_json)
+    config, own = own_files.nodes_with_files(_experiment(experiment, settings, task), data, test)
+    summary = local_cluster.simulate(config, folder, quiet=as_json, own=own)
     if as_json:
         print_json(summary.model_dump(mode="json"))
     if set(summary.diverged) - set(summary.attackers):
@@ -181,16 +201,21 @@ def run(
     from node.daemon import bootstrap
 
     doctor.refuse_clashes()
-    code = bootstrap.serve(
-        file,
-        settings=settings,
-        loop=loop,
-        insecure=insecure,
-        testing=testing,
-        until_eof=until_eof,
-        log=log,
-        quiet=quiet,
-    )
+    try:
+        code = bootstrap.serve(
+            file,
+            settings=settings,
+            loop=loop,
+            insecure=insecure,
+            testing=testing,
+            until_eof=until_eof,
+            log=log,
+            quiet=quiet,
+        )
+    except TaskError as error:
+        if until_eof or sys.stderr.isatty():
+            raise
+        raise TaskError(error.brief) from error  # a log may be passed on; words may be private
     if code == BudgetSpent.exit_code:
         typer.echo(
             "peerpoise: The privacy budget of the data is spent: nothing more may be released.",
@@ -283,10 +308,14 @@ def export(
         Path,
         typer.Option(
             "--out",
-            metavar="FILE.safetensors|FOLDER",
+            metavar="FILE.safetensors|FILE.onnx|FOLDER",
             help="File to write; of a language model also a folder that transformers reads.",
         ),
     ],
+    form: Annotated[
+        Literal["safetensors", "onnx", "folder"] | None,
+        typer.Option("--format", help="What to write (default: as --out ends)."),
+    ] = None,
     node: Node = None,
     average: Average = False,
     as_json: Json = False,
@@ -294,7 +323,8 @@ def export(
     """Copy a trained model out of a run folder."""
     from node.experiments import run_folder
 
-    digest, card = run_folder.export(folder, run_folder.model_file(folder, node, average), out)
+    model = run_folder.model_file(folder, node, average)
+    digest, card = run_folder.export(folder, model, out, form)
     if as_json:
         print_json({"file": str(out), "params_digest": digest}, indent=None)
     else:

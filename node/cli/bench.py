@@ -38,7 +38,7 @@ from node.config.task import SUPERVISED
 from node.experiments.resolve import resolve
 from node.learning.plan import Plan
 from node.learning.resources import resources
-from node.maths.backends import pick
+from node.maths.backends import Choice, choose
 from node.maths.blocks import Block
 from node.maths.clipping import clipped_sum, mean_gradient
 from node.maths.policy import Draws
@@ -103,6 +103,9 @@ class Report:
     """Of one backward pass over as many examples."""
     private_over_plain: float | None
     """Gradient and noise of one answer ÷ that; None in mode none."""
+    slow: str
+    """Why gradients are computed example by example, and what to use instead; empty: they are
+    not."""
     bytes_sent: int
     """Payload bytes a node sends in a round; it receives as many."""
     parts: Mapping[str, Cost]
@@ -151,7 +154,8 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
 
     say("gradients")
     plain = _median(lambda: mean_gradient(task, x, torch.arange(batch)), where)
-    answer = {"gradient": plain} if privacy.mode == "none" else _private(task, privacy, x, where)
+    choice = None if privacy.mode == "none" else choose(privacy.backend, task)
+    answer = {"gradient": plain} if not choice else _private(task, privacy, x, where, choice)
     say("steps")
     steps, sent = _steps(plan, task, x)
     say("wire")
@@ -175,9 +179,8 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
         batch=batch,
         releases=releases,
         plain_seconds=plain,
-        private_over_plain=(
-            None if privacy.mode == "none" else (answer["gradient"] + answer["noise"]) / plain
-        ),
+        private_over_plain=(None if not choice else (answer["gradient"] + answer["noise"]) / plain),
+        slow=choice.slow if choice else "",
         bytes_sent=sent,
         parts={name: part.within(whole) for name, part in parts.items()},
         round_seconds=whole,
@@ -203,11 +206,10 @@ def _finish(where: torch.device) -> None:
 
 
 def _private(
-    task: Task, privacy: PrivacySection, x: Tensor, where: torch.device
+    task: Task, privacy: PrivacySection, x: Tensor, where: torch.device, choice: Choice
 ) -> dict[str, float]:
     """Seconds of what the gate does for one answer, each for a new round."""
     keys, rounds = Keys.fresh(), count()
-    backend = pick(privacy.backend, task)
 
     def total() -> Tensor:
         uniform = keys.stream("batch", next(rounds), "bench").uniform(task.num_examples)
@@ -219,7 +221,7 @@ def _private(
             privacy.clip,
             chunk=privacy.chunk,
             least=privacy.largest_batch,
-            backend=backend,
+            backend=choice.backend,
         )
 
     one = total()
@@ -373,6 +375,8 @@ def show(report: Report) -> RenderableType:
     ]
     if report.private_over_plain is not None:
         lines[0] += f"; a private gradient: {report.private_over_plain:.1f} times that"
+    if report.slow:
+        lines.append(report.slow.removesuffix("."))
     lines.append(f"{report.bytes_sent:,} bytes sent and received by a node in a round")
     run = report.rounds * report.round_seconds
     lines.append(

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from node.algorithms import Capability
 from node.attacks import Attack
 from node.cli import doctor_privacy
 from node.cli.doctor import Finding, fault, ok, warning
@@ -31,6 +32,7 @@ from node.learning import start
 from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
 from node.llm.exchange import read_key
+from node.maths.backends import choose
 from node.observability import status
 from node.privacy.ledger import Ledger
 from node.process import available_memory, mib
@@ -52,6 +54,8 @@ TEST_SET = {
 }
 """data.test_public -> what becomes of its figures."""
 DIAL_SECONDS = 2.0
+TRIED = 10_000_000
+"""Parameters of a model up to which gradients are tried; a larger one takes minutes."""
 SEEKING = frozenset({"exchange", "mdns"})
 """Discoveries that ask other nodes."""
 
@@ -420,8 +424,29 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         f"parameters{digest}",
     )
     yield from doctor_privacy.of_data(plan, node, task)
+    yield from _gradients(plan, task)
     neighborhood = plan.neighborhoods.get(node.name)
     yield from _memory(plan, task, neighborhood.degree if neighborhood else 0)
+
+
+def _gradients(plan: Plan, task: Task) -> Iterator[Finding]:
+    """How gradients of single examples are computed: tried on made-up ones, as at the start of a
+    run.
+    """
+    privacy = plan.run.privacy
+    if privacy.mode == "none" or Capability.LAYERS in plan.algorithm.NEEDS:
+        return
+    if task.layout.size > TRIED:
+        return
+    try:
+        choice = choose(privacy.backend, task, privacy.chunk)
+    except PeerpoiseError as error:
+        yield fault("gradients", str(error), _where(error))
+        return
+    if choice.slow:
+        yield warning("gradients", choice.slow, "peerpoise bench, to see how slow")
+    else:
+        yield ok("gradients", choice.reason)
 
 
 def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:

@@ -103,6 +103,8 @@ def pack(
     )
     for name, home in packed["hosts"].items():
         typer.echo(f"  {name}  {home}")
+    if packed["asked"]:
+        typer.echo(f"Each owner of data is asked: {packed['asked']}")
     typer.echo(
         f"Keep {packed['federation']} to yourself: its key can let any machine into this "
         "federation."

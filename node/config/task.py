@@ -32,7 +32,8 @@ class TextSection(Section):
     prompt: tuple[str, ...] = ()
     """Columns of the prompt, one below the other."""
     answer: str = "text"
-    """The column that is learned; it may not be empty in any row. Of a conversation (a list of
+    """The column that is learned; it may not be empty in any row. For a text that is not there, the
+    column messages of a chat data set will do. Of a conversation (a list of
     {role, content}) the last assistant turn is learned, and the turns before are the prompt. Only
     the answer's tokens and the end of the sequence are labels; the rest is masked. With
     task.labels, a model is evaluated on it: the label with the lowest loss is its answer."""

@@ -511,6 +511,7 @@ class Daemon:
             round_seconds=summary.seconds(watch.round_seconds),
             wall_seconds=sum(watch.round_seconds),
             insecure=self.insecure,
+            test_public=self.node.data.test_public,
             ledger="experiment" if self.node.budget.experiment else "data",
             diverged=diverged,
         )

@@ -21,6 +21,8 @@ NARROW, WIDE, ASIDE = 0.1, 10.0, 3.0
 """Spread and mean, after scaling, of a column that is likely in another unit; 1 and 0 are usual."""
 OFTEN = 0.05
 """Share of rows from which on clipped or unknown values are remarked."""
+NORMAL = 1.349
+"""Quartile to quartile of a normal distribution, in deviations."""
 SHOWN = 5
 """Categories that are shown."""
 
@@ -78,17 +80,21 @@ def _number(name: str, cells: Sequence[object], feature: NumberFeature) -> Profi
 
 
 def _unit(x: NDArray[np.float64]) -> str:
-    """Why scaled values look as if they were in another unit; empty: they don't."""
-    spread = float(x.std())
+    """Why scaled values look as if they were in another unit; empty: they don't. Their middle half
+    has to look so, too: a few large values are usual.
+    """
     if len(np.unique(x)) <= 2:  # a flag has no unit
         return ""
-    if spread < NARROW:
-        times = f"{1 / spread:.0f} times" if spread else "infinitely"
+    low, middle, high = np.quantile(x, (0.25, 0.5, 0.75))
+    spreads = [float(x.std()), float(high - low) / NORMAL]
+    spreads = spreads if spreads[1] else spreads[:1]  # more than half of them are one value
+    if (widest := max(spreads)) < NARROW:
+        times = f"{1 / widest:.0f} times" if widest else "infinitely"
         return f"another unit? It is {times} narrower than its scale says"
-    if spread > WIDE:
-        return f"another unit? It is {spread:.0f} times wider than its scale says"
-    if abs(x.mean()) > ASIDE:
-        return f"another unit? Its mean is {abs(x.mean()):.1f} scales away from center"
+    if (narrowest := min(spreads)) > WIDE:
+        return f"another unit? It is {narrowest:.0f} times wider than its scale says"
+    if (aside := min(abs(float(x.mean())), abs(float(middle)))) > ASIDE:
+        return f"another unit? It lies {aside:.1f} scales away from center"
     return ""
 
 

@@ -28,6 +28,8 @@ MOST = 20
 RARE = 5
 """A category of fewer rows is not proposed: it could tell of one person."""
 CLIP = 5.0
+LARGEST = 300
+"""Power of ten to which anything can be rounded."""
 NORMAL = 1.349
 """The middle half of a normal distribution, in standard deviations."""
 LOOKED = """\
@@ -94,7 +96,8 @@ def _label(cells: Sequence[object]) -> Json:
     known = values[np.isfinite(values)]
     whole = bool((known == known.round()).all())
     if len(wrong) < (1 - READABLE) * len(cells) and not (whole and len(np.unique(known)) <= MOST):
-        return {"name": "regression", "target": [_center(known), _scale(known)]}
+        scale = _scale(known)
+        return {"name": "regression", "target": [_center(known, scale), scale]}
     if not wrong and len(known) and whole and known.min() >= 0:
         return {"classes": max(2, int(known.max()) + 1)}
     return {"labels": sorted({columns.text(cell).strip() for cell in cells} - {""})}
@@ -122,7 +125,8 @@ def _number(known: NDArray[np.float64], gaps: bool) -> object:
     if set(np.unique(known)) <= {0.0, 1.0}:
         center, scale = 0.0, 1.0
     else:
-        center, scale = _center(known), _scale(known)
+        scale = _scale(known)
+        center = _center(known, scale)
     number = {"kind": "number", "center": center, "scale": scale, "clip": CLIP}
     return {**number, "missing": center, "flag": True} if gaps else number
 
@@ -132,8 +136,11 @@ def _is_number_of_row(known: NDArray[np.float64]) -> bool:
     return len(known) > MOST and len(np.unique(known)) == len(known) and not (known % 1).any()
 
 
-def _center(values: NDArray[np.float64]) -> float:
-    return _round(float(np.median(values))) if len(values) else 0.0
+def _center(values: NDArray[np.float64], scale: float) -> float:
+    """The median, to the place of the scale's first digit: at most half a scale aside."""
+    if not len(values):
+        return 0.0
+    return round(float(np.median(values)), -min(floor(log10(scale)), LARGEST))
 
 
 def _scale(values: NDArray[np.float64]) -> float:

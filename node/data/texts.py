@@ -33,6 +33,8 @@ from peer.errors import ConfigurationError, DataError
 
 OBJECTS = (".jsonl", ".ndjson", ".json")
 PLAIN = (".txt", ".md")
+TEXT, MESSAGES = "text", "messages"
+"""The usual column of a text, and that of a conversation."""
 Part: TypeAlias = dict[str, NDArray[np.object_]]
 """The columns of a file."""
 
@@ -116,7 +118,7 @@ def read(path: Path, task: TaskSection) -> Texts:
         raise DataError(
             f"{path} holds no text: files that end in {', '.join(READERS)} are expected."
         )
-    parts = [_file(file, task) for file in files]
+    parts = [_with_messages(_file(file, task), task.text.answer) for file in files]
     if missing := [name for name in _named(task) if any(name not in part for part in parts)]:
         known = ", ".join(sorted(set.intersection(*map(set, parts)))) or "none"
         raise DataError(f"{path} has no column {missing[0]!r}; it has {known} (see task.text).")
@@ -159,6 +161,16 @@ def rows(path: Path, task: TaskSection) -> Iterator[Mapping[str, object]]:
         part = _file(file, task)
         for cells in zip(*part.values(), strict=True):
             yield dict(zip(part, cells, strict=True))
+
+
+def _with_messages(part: Part, answer: str) -> Part:
+    """The columns of a file, in which `messages`, as chat data sets call their conversations,
+    stands for a `text` that is not there.
+    """
+    if answer != TEXT or TEXT in part or MESSAGES not in part:
+        return part
+    others = {name: column for name, column in part.items() if name != MESSAGES}
+    return {**others, TEXT: part[MESSAGES]}
 
 
 def _files(path: Path) -> tuple[list[Path], list[Path]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +21,10 @@ from node.config import (
     TaskSection,
 )
 from node.experiments.federation import Federation
-from node.experiments.provisioning import OWN, divide, own_tasks, prepare
+from node.experiments.provisioning import ASKED, OWN, divide, own_tasks, prepare
 from peer import files
 from peer.codec import NAME
-from peer.endpoint import WILDCARD_HOSTS, endpoint
+from peer.endpoint import WILDCARD_HOSTS, endpoint, format_endpoint
 from peer.errors import ConfigurationError, IdentityError
 from peer.identity import requests
 from peer.identity.keys import PublicKey, node_id
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 PORT = 7443
 """Where a packed host listens if nobody says otherwise."""
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+"""The id of a node, as people copy it."""
 START_S = 3600.0
 """`start.timeout_s` of a packed run that sets none: people start hosts one after another."""
 
@@ -72,8 +77,8 @@ def pack(
             "pack prepares honest hosts: remove [experiment.attack]; an attacker is started by "
             "itself, with peerpoise run --attack."
         )
-    addresses, own = _pairs("--host", hosts, bare=True), _pairs("--data", data)
-    test_of = _pairs("--test", tests, separator=":")
+    addresses, own = pairs("--host", hosts, bare=True), pairs("--data", data)
+    test_of = pairs("--test", tests, separator=":")
     _check_addresses(addresses)
     peers = _peers(addresses, discovery)
     bundled = config.task.data != "own"
@@ -84,12 +89,12 @@ def pack(
     }
     _check_task(config.task)
     known = Federation.load(federation) if federation else None
-    keys = _keys(_pairs("--request", requested), list(addresses), known)
+    keys = _keys(pairs("--request", requested), list(addresses), known)
     resolved = resolve(config, list(addresses)).checked()
     resolved.check_daemons()
     budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
     if not bundled:
-        budget = _budget(resolved.plan)
+        budget = _budget(resolved.plan, first=not known and config.train.start is None)
     homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
     pinned = resolved.pinned()  # its mistakes come before anything is written
     sealed = prepare(files.new_dir(out), pinned, homes, known, keys)
@@ -102,6 +107,7 @@ def pack(
         "run_id": sealed.run_id,
         "hosts": {home.name: str(home) for home in homes},
         "federation": str(federation or out / "federation"),
+        "asked": ASKED if budget.epsilon is None and not bundled else None,
     }
 
 
@@ -109,11 +115,19 @@ def _check_addresses(addresses: Mapping[str, str]) -> None:
     """Raises ConfigurationError: two hosts at one address."""
     at: dict[str, str] = {}
     for name, address in addresses.items():
-        if address and (other := at.setdefault(address, name)) != name:
+        if address and (other := at.setdefault(_same_form(address), name)) != name:
             raise ConfigurationError(
                 f"--host {other} and {name} have one address, {address}; each needs its own, or a "
                 "port of its own."
             )
+
+
+def _same_form(address: str) -> str:
+    """Equal for addresses that differ in spelling only."""
+    host, port = endpoint(address)
+    with suppress(ValueError):
+        host = str(ip_address(host))
+    return format_endpoint(host.lower(), port)
 
 
 def _check_data(
@@ -168,6 +182,12 @@ def _keys(
         raise ConfigurationError(
             f"--request names {unknown[0]}, but there is no --host {unknown[0]}."
         )
+    for name, file in requested.items():
+        if FINGERPRINT.fullmatch(file) and not Path(file).exists():
+            raise ConfigurationError(
+                f"--request {name}: a fingerprint is not enough, as the CA signs the key itself; "
+                f"name the file that peerpoise request wrote on {name}."
+            )
     keys = {name: requests.read(Path(file)) for name, file in requested.items()}
     owners: dict[str, str] = {}
     for name in hosts:
@@ -203,13 +223,21 @@ def _peers(addresses: Mapping[str, str], discovery: Sequence[str]) -> PeersSecti
     )
 
 
-def _pairs(
+def pairs(
     option: str, given: Sequence[str], *, bare: bool = False, separator: str = "="
 ) -> dict[str, str]:
-    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value."""
+    """NAME=VALUE, each name once; `bare`: NAME alone has an empty value.
+
+    Raises:
+        ConfigurationError: one that is not of this form, or can't name a folder.
+    """
     pairs: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition(separator)
+        if not equals and option == "--host" and ":" in text:
+            raise ConfigurationError(
+                f"--host {text!r} has no name; write NAME={text}, the name of its node."
+            )
         if not (name and (value if equals else bare)):
             raise ConfigurationError(f"{option} {text!r} is not of the form NAME{separator}VALUE.")
         if name in pairs or name == "federation" or not NAME.fullmatch(name):
@@ -237,7 +265,12 @@ def _host(
     if data is None:
         section = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     else:
-        label, _, path = data.partition(":")
+        label, colon, path = data.partition(":")
+        if not colon and "/" in data:
+            raise ConfigurationError(
+                f"--data {name}={data}: write {name}=NAME:PATH, where NAME is what you call these "
+                "data; their privacy ledger goes by it."
+            )
         check_name(label)
         section = DataSection(name=label, path=Path(path or "FILL-IN.npz"))
     return NodeConfig(
@@ -260,16 +293,28 @@ def _with_test(node: NodeConfig, tests: Mapping[str, str]) -> NodeConfig:
     return node.model_copy(update={"data": node.data.model_copy(update=changes)})
 
 
-def _budget(plan: Plan) -> BudgetSection:
-    """What own data may spend, until their owner says otherwise: this run, and no second one."""
+def _budget(plan: Plan, *, first: bool) -> BudgetSection:
+    """What own data may spend, until their owner says otherwise: this run, and no second one. Of a
+    second run the owner is asked: pack does not know what the data have spent.
+    """
     privacy, planned = plan.run.privacy, plan.epsilon
     if planned is None or not math.isfinite(planned) or privacy.insecure_seed is not None:
         return BudgetSection(epsilon="unlimited")  # no number could be kept
+    if not first:
+        return BudgetSection(delta=privacy.delta)
     if privacy.epsilon is None:
         planned *= 1.02  # the grid of the noise
         digit = 10.0 ** (math.floor(math.log10(planned)) - 2)
         planned = float(f"{math.ceil(planned / digit) * digit:.6g}")
     return BudgetSection(epsilon=planned, delta=privacy.delta)
+
+
+def _limit(budget: BudgetSection) -> str:
+    if budget.epsilon is None:
+        return f"not written yet. {ASKED}"
+    if budget.limit is None:
+        return "nothing bounds what they give away (budget.epsilon in node.toml)."
+    return f"ε_total {budget.limit:g} (budget.epsilon in node.toml)."
 
 
 def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
@@ -284,19 +329,10 @@ def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
         if at
         else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
     )
-    limit = (
-        "nothing bounds what they give away"
-        if node.budget.limit is None
-        else f"ε_total {node.budget.limit:g}"
-    )
     own = (
         f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
     )
-    own += (
-        f"Their budget in all runs together: {limit} (budget.epsilon in node.toml).\n"
-        if path
-        else ""
-    )
+    own += f"Their budget in all runs together: {_limit(node.budget)}\n" if path else ""
     if test := node.data.test:
         own += (
             f"Its private test set: {test} (data.test in node.toml). Figures of it are outside of "

@@ -49,12 +49,12 @@ def run(resolved: ResolvedRun, folder: Path, progress: Progress = no_op) -> Summ
     The consensus distance in the journals is that of all nodes together, where the run is
     evaluated.
 
-    Ledgers are kept in memory: only bundled public data may be used so.
+    Ledgers are kept in memory: whatever own data give away so is counted nowhere.
 
     Raises:
         ConfigurationError, DataError: one sentence.
     """
-    resolved.check_divided()
+    resolved.check_data()
     torch.set_num_threads(1)
     with ExitStack() as stack:
         return _run(resolved, folder, progress, stack)
@@ -82,7 +82,7 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
         after_phase=recorder.after_phase,
         after_round=recorder.after_round,
     )
-    summaries = recorder.summaries()
+    summaries = recorder.summaries(test_public=not resolved.own)
     for name, learner in learners.items():
         _keep(homes[name], learner, journals[name], summaries[name])
     merged = summary.merge(
@@ -93,7 +93,8 @@ def _run(resolved: ResolvedRun, folder: Path, progress: Progress, stack: ExitSta
     parameters = {n: (it.task.layout, it.algorithm.parameters) for n, it in honest.items()}
     average = save_average(folder / MODEL, parameters, first.about_model)
     task = first.task
-    return with_average(folder, merged, metrics_of_average(lambda: task.evaluate(average)))
+    tested = {} if resolved.own else metrics_of_average(lambda: task.evaluate(average))
+    return with_average(folder, merged, tested)
 
 
 class _Recorder:
@@ -151,7 +152,7 @@ class _Recorder:
                 live = learner.live_epsilon(delta)
                 journal.write("epsilon", **learner.spent(t, live, delta))
 
-    def summaries(self) -> dict[Peer, Summary]:
+    def summaries(self, *, test_public: bool) -> dict[Peer, Summary]:
         """Every node's, once the last round has ended."""
         round_seconds = [after - before for before, after in pairwise(self.clock)]
         return {
@@ -160,6 +161,7 @@ class _Recorder:
                 metrics=self.metrics[name],
                 measured=learner.diagnostics(),
                 bytes_sent=self.sent[name],
+                test_public=test_public,
                 round_seconds=summary.seconds(round_seconds),
                 wall_seconds=self.clock[-1] - self.clock[0],
             )
@@ -192,12 +194,12 @@ def make_learners(resolved: ResolvedRun) -> dict[Peer, Learner]:
     experiment, mode = resolved.experiment.experiment, resolved.run.privacy.mode
     learners: dict[Peer, Learner] = {}
     sigma = start = None
-    for name, rows in resolved.parts.items():
+    for name, data in resolved.data.items():
         section = experiment.attack_of(name)
         learner = build(
             resolved.plan,
             name,
-            rows,
+            data,
             ledger=None if mode == "none" else Ledger.in_memory(),
             sigma=sigma,
             start=start,

@@ -22,12 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING
 
-from node.config import ENVIRONMENT_PREFIX, ExperimentConfig, write
+from node.config import ENVIRONMENT_PREFIX, DataSection, ExperimentConfig, write
 from node.encoding import Json
 from node.experiments import provisioning, run_folder
+from node.experiments.own_files import COUNTED_NOWHERE
 from node.figures import COMMON_METRICS, Metric, headline_text
 from node.observability import status, terminal
 from node.observability.terminal import Progress, Screen
@@ -59,11 +60,12 @@ def up(
     loop: str,
     baseline: bool,
     quiet: bool,
+    own: Mapping[str, DataSection] = MappingProxyType({}),
 ) -> tuple[Summary | None, int]:
     """Runs the experiment as one daemon per node. Returns the merged summary (None where no node
     finished) and the exit code: 0; that of the daemons that failed, if they agree, else 1; 128 +
-    signal when stopped."""
-    resolved = _resolved(config)
+    signal when stopped. `own`: each node's own data, instead of a part of a public set."""
+    resolved = _resolved(config, own)
     resolved.check_daemons()
     config, folder = resolved.experiment, _run_folder(config, folder)
     with _reserved(2 * config.experiment.nodes) as ports:
@@ -81,14 +83,23 @@ def up(
             code = follow(daemons, folder, screen)
     summary = run_folder.merge(folder, homes)
     _conclude(
-        screen, folder, summary, _baseline(config, folder) if baseline and code == EXIT_OK else None
+        screen,
+        folder,
+        summary,
+        _baseline(config, folder, own) if baseline and code == EXIT_OK else None,
     )
     return summary, code
 
 
-def simulate(config: ExperimentConfig, folder: Path | None, *, quiet: bool) -> Summary:
-    """Runs the experiment in this process."""
-    resolved = _resolved(config)
+def simulate(
+    config: ExperimentConfig,
+    folder: Path | None,
+    *,
+    quiet: bool,
+    own: Mapping[str, DataSection] = MappingProxyType({}),
+) -> Summary:
+    """Runs the experiment in this process; `own` as for `up`."""
+    resolved = _resolved(config, own)
     config, folder = resolved.experiment, _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
     provisioning.write_partition(folder, resolved)
@@ -369,7 +380,7 @@ def _named_by_time(name: str) -> Path:
         raise files.storage_error(runs, error) from None
 
 
-def _resolved(config: ExperimentConfig) -> ResolvedRun:
+def _resolved(config: ExperimentConfig, own: Mapping[str, DataSection]) -> ResolvedRun:
     """The experiment, resolved and checked. What is named by a file keeps its name in every working
     folder.
     """
@@ -384,19 +395,21 @@ def _resolved(config: ExperimentConfig) -> ResolvedRun:
             "reasoning": section and own_families.absolute(section),
         }
     )
-    resolved = resolve(config.model_copy(update={"task": task}))
-    resolved.check_divided()
+    resolved = resolve(config.model_copy(update={"task": task}), own=own)
+    resolved.check_data()
+    if own:
+        print(f"warning: {COUNTED_NOWHERE}", file=sys.stderr)
     return resolved.checked()
 
 
-def _baseline(config: ExperimentConfig, folder: Path) -> Summary:
+def _baseline(config: ExperimentConfig, folder: Path, own: Mapping[str, DataSection]) -> Summary:
     """The same experiment in mode none, in one process."""
     from node.algorithms import without_noise
 
     values = config.model_dump()
     values["algorithm"]["name"] = without_noise(config.algorithm.name) or config.algorithm.name
     values["privacy"] |= {"mode": "none", "epsilon": None, "sigma": None}
-    return simulate(ExperimentConfig(**values), folder / "baseline", quiet=True)
+    return simulate(ExperimentConfig(**values), folder / "baseline", quiet=True, own=own)
 
 
 def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
@@ -410,7 +423,8 @@ def _announce(screen: Screen, config: ExperimentConfig, folder: Path) -> None:
         f"{config.task.data}, privacy mode {config.privacy.mode}; run folder {folder}"
     )
     _announce_attack(screen, config)
-    terminal.histogram(screen, run_folder.partition_histogram(folder))
+    if histogram := run_folder.partition_histogram(folder):
+        terminal.histogram(screen, histogram)
 
 
 def _announce_attack(screen: Screen, config: ExperimentConfig) -> None:

@@ -41,6 +41,10 @@ OWN = IdentitySection(key=Path("node.key"), certificate=Path("node.pem"), ca=Pat
 """What `Federation.enrol` writes, relative to the node's folder."""
 START = "start.safetensors"
 """What `train.start` is called beside run.toml."""
+ASKED = (
+    "Write budget.epsilon into node.toml before you start: what these data may give away in all "
+    "runs together, earlier ones included (peerpoise plan --data NAME says what is spent)."
+)
 BUDGET_NOTE = {
     "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "
     "what this run is planned "
@@ -81,7 +85,7 @@ def prepare(
         if not federation.key(node.name).exists():
             identity = node.identity.model_copy(update={"key": None})
             node = node.model_copy(update={"identity": identity})
-        write(node, home / "node.toml", BUDGET_NOTE if node.budget.epsilon is not None else {})
+        write(node, home / "node.toml", _note(node.budget))
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
         if pinned.train.start:
@@ -89,6 +93,13 @@ def prepare(
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
+
+
+def _note(budget: BudgetSection) -> dict[str, str]:
+    """What is written above [budget]."""
+    if budget.experiment:
+        return {}
+    return BUDGET_NOTE if budget.epsilon is not None else {"budget": ASKED}
 
 
 def _with_validation(node: NodeConfig, home: Path, shared: Path | None) -> NodeConfig:
@@ -120,19 +131,24 @@ def local(
     """`up`: every node of the experiment on loopback at its (peer port, metrics port). Returns the
     run and the folders.
 
-    The CA is thrown away: nobody can join later. Ledgers are throw-away too, which only public data
-    may use.
+    The CA is thrown away: nobody can join later. Ledgers go with the run folder, too.
     """
     config, places = resolved.experiment, {}
+    budget = BudgetSection(
+        experiment=not resolved.own,
+        epsilon="unlimited" if resolved.own else None,
+        ledger_dir=Path("ledger"),
+    )
+    public = DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy"))
     for name, (port, metrics) in zip(config.experiment.names, ports, strict=True):
         places[folder / "nodes" / name] = NodeConfig(
             name=name,
             folder=Path(),
             identity=OWN,
             tasks=own_tasks(config),
-            data=DataSection(name=config.task.data.replace(":", "-"), rows=Path("rows.npy")),
+            data=resolved.own.get(name, public),
             listen=ListenSection(address=f"127.0.0.1:{port}", advertise=f"127.0.0.1:{port}"),
-            budget=BudgetSection(experiment=True, ledger_dir=Path("ledger")),
+            budget=budget,
             metrics=MetricsSection(listen=f"127.0.0.1:{metrics}"),
             compute=ComputeSection(device=config.experiment.device),
             attack=config.experiment.attack_of(name),
@@ -144,39 +160,37 @@ def local(
     return sealed, homes
 
 
-def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> list[list[int]]:
-    """Writes rows.npy of every node and partition.json; returns the label histogram
-    [nodes][classes] (public data).
-    """
+def divide(folder: Path, resolved: ResolvedRun, homes: Mapping[str, Path]) -> None:
+    """Writes partition.json, and of public data every node's rows.npy."""
     from node.data import partition
 
-    for name, home in homes.items():
-        partition.save(home / "rows.npy", resolved.parts[name])
-    return write_partition(folder, resolved)
+    for name, rows in resolved.parts.items():
+        partition.save(homes[name] / "rows.npy", rows)
+    write_partition(folder, resolved)
 
 
-def write_partition(folder: Path, resolved: ResolvedRun) -> list[list[int]]:
-    """Writes partition.json: [experiment], and the label histogram [nodes][classes], which it
-    returns.
+def write_partition(folder: Path, resolved: ResolvedRun) -> None:
+    """Writes partition.json: [experiment], and of public data the label histogram
+    [nodes][classes].
     """
+    document = {**resolved.experiment.experiment.model_dump(), "histogram": _histogram(resolved)}
+    files.atomic_write(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
+
+
+def _histogram(resolved: ResolvedRun) -> dict[str, list[int]]:
+    """Rows of each class at each node; {} of own data, whose labels are private."""
     from node.data import partition
 
     config, train = resolved.experiment, resolved.train
-    assert train is not None
+    if train is None:
+        return {}
     kinds = partition.kinds(config.experiment, train)
-    classes = (
-        int(kinds.max()) + 1
-        if config.experiment.column or config.task.text
-        else config.task.outputs
-    )
+    classes = int(kinds.max()) + 1
+    if not config.experiment.column and not config.task.text:
+        classes = max(classes, config.task.outputs)
     parts = list(resolved.parts.values())
     histogram: list[list[int]] = partition.histogram(kinds, parts, classes).tolist()
-    document = {
-        **config.experiment.model_dump(),
-        "histogram": dict(zip(resolved.parts, histogram, strict=True)),
-    }
-    files.atomic_write(folder / "partition.json", json.dumps(document, indent=1).encode() + b"\n")
-    return histogram
+    return dict(zip(resolved.parts, histogram, strict=True))
 
 
 def own_tasks(config: ExperimentConfig) -> tuple[str, ...]:

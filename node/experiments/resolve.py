@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
 from node import data, models, tasks
 from node.attacks import Attack
-from node.config import AlgorithmSection, ExperimentConfig, RunConfig
+from node.config import AlgorithmSection, DataSection, ExperimentConfig, RunConfig
 from node.config.task import SUPERVISED
 from node.data import partition
 from node.data.examples import kinds
@@ -40,6 +41,13 @@ class ResolvedRun:
     """The public training examples; None: the data are the nodes' own."""
     parts: Mapping[Peer, Rows]
     """Each node's rows of them (of a pooled algorithm one node's, "all"); {} with own data."""
+    own: Mapping[Peer, DataSection]
+    """Each node's own data, where they are on this machine (`up --data`); else {}."""
+
+    @property
+    def data(self) -> Mapping[Peer, DataSection | Rows]:
+        """What each node learns from, as far as it is here."""
+        return self.own or self.parts
 
     def pinned(self) -> RunConfig:
         """The run as run.toml has it: with every option of its algorithm, and what its task needs
@@ -53,12 +61,12 @@ class ResolvedRun:
         fields = {name: getattr(self.run, name) for name in RunConfig.model_fields}
         return tasks.sealed(RunConfig(**{**fields, "algorithm": algorithm}))
 
-    def check_divided(self) -> None:
-        """Raises ConfigurationError: the data are the nodes' own, not here to be divided."""
-        if self.train is None:
+    def check_data(self) -> None:
+        """Raises ConfigurationError: the data are the nodes' own, and not here."""
+        if not self.data:
             raise ConfigurationError(
-                'up and simulate divide a bundled data set; task.data = "own" is for real hosts: '
-                "peerpoise pack."
+                'task.data = "own" is for real hosts: peerpoise pack. To try their files on this '
+                "machine, give each node its own: --data n0=PATH --data n1=PATH …"
             )
 
     def check_daemons(self) -> None:
@@ -77,17 +85,22 @@ class ResolvedRun:
             ConfigurationError, DataError: one sentence.
         """
         _check_attack(self)
-        if self.train is None:
-            _check_names(self)
-        else:
+        if self.data:
             _check_task(self)
+        else:
+            _check_names(self)
         if text := weak(self.plan.epsilon):
             print(f"warning: {text}", file=sys.stderr)
         return self
 
 
-def resolve(config: ExperimentConfig, names: Sequence[Peer] = ()) -> ResolvedRun:
-    """Resolves an experiment in which `names` take part, or the experiment's own nodes.
+def resolve(
+    config: ExperimentConfig,
+    names: Sequence[Peer] = (),
+    own: Mapping[Peer, DataSection] = MappingProxyType({}),
+) -> ResolvedRun:
+    """Resolves an experiment in which `names` take part, or the experiment's own nodes. `own`: the
+    data of each, where they are the nodes' own and on this machine.
 
     Raises:
         ConfigurationError, DataError: an unknown topology, algorithm, option or data set, or data
@@ -102,14 +115,19 @@ def resolve(config: ExperimentConfig, names: Sequence[Peer] = ()) -> ResolvedRun
     train: data.Rows | None = None
     parts: dict[Peer, Rows] = {}
     if config.task.data != "own":
-        train, _ = data.public_sets(config.task)
+        train = tasks.to_divide(run)
         held_out = validation.held_out(run, kinds(train.y))
         parts = dict(zip(names, partition.divide(experiment, train, held_out), strict=True))
     if plan.algorithm.POOLED:
+        if train is None:
+            raise ConfigurationError(
+                f"{config.algorithm.name} learns from all rows in one place; with own data each "
+                "node keeps its own."
+            )
         run, parts = _pooled(run, parts)
         neighborhoods = make_neighborhoods("full", list(parts))
     plan = Plan.of(run, neighborhoods)
-    return ResolvedRun(experiment=config, run=run, plan=plan, train=train, parts=parts)
+    return ResolvedRun(experiment=config, run=run, plan=plan, train=train, parts=parts, own=own)
 
 
 def _pooled(run: RunConfig, parts: Mapping[Peer, Rows]) -> tuple[RunConfig, dict[Peer, Rows]]:
@@ -133,13 +151,13 @@ def _check_attack(resolved: ResolvedRun) -> None:
 
 
 def _check_task(resolved: ResolvedRun) -> None:
-    """Makes the task on one record.
+    """Makes the task on one record, or on the first node's own file.
 
     Raises:
         ConfigurationError, DataError, TaskError: it can't be made, or does not suit the rest.
     """
     run, experiment = resolved.run, resolved.experiment.experiment
-    task = tasks.make(run, next(iter(resolved.parts.values()))[:1])
+    task = tasks.make(run, _little(next(iter(resolved.data.values()))))
     resolved.plan.check_task(task)
     if run.train.start:
         start.parameters(run, task.layout, torch.float32)
@@ -149,6 +167,11 @@ def _check_task(resolved: ResolvedRun) -> None:
         section = experiment.attack_of(attacker)
         assert section is not None
         Attack.of(section).on_task(task, run, attacker)
+
+
+def _little(data: DataSection | Rows) -> DataSection | Rows:
+    """One row of what is divided; a file of one's own is read whole."""
+    return data if isinstance(data, DataSection) else data[:1]
 
 
 def _check_names(resolved: ResolvedRun) -> None:

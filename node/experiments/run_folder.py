@@ -8,16 +8,17 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from node.config import DataSection, NodeConfig, RunConfig, load
+from node.config import NodeConfig, RunConfig, load
 from node.maths.mixing import BLOCK
 from node.records import checkpoint, summary
 from node.records.checkpoint import MODEL
 from node.records.exported import (
+    CARD_MARK,
     INFO,
     INPUT_SHAPE,
     ModelInfo,
@@ -29,13 +30,11 @@ from node.records.exported import (
 from node.records.summary import Summary
 from node.task import Task
 from peer import files
-from peer.errors import ConfigurationError, DataError, PeerpoiseError
+from peer.errors import ConfigurationError, DataError, PeerpoiseError, StorageError
 from peer.message import Layout
 
-STARTED = (
-    " This is of that run alone: it started from a model of an earlier one, whose own ε comes on "
-    "top; if that run had none, there is none."
-)
+Form: TypeAlias = Literal["safetensors", "onnx", "folder"]
+_FORMS: Mapping[str, Form] = {".safetensors": "safetensors", ".onnx": "onnx"}
 
 
 def model_file(run: Path, node: str | None, average: bool) -> Path:
@@ -60,40 +59,77 @@ def model_file(run: Path, node: str | None, average: bool) -> Path:
     return file
 
 
-def export(run: Path, model: Path, out: Path) -> tuple[str, Path | None]:
+def export(run: Path, model: Path, out: Path, form: Form | None = None) -> tuple[str, Path | None]:
     """Copies a model, after checking that it is one; returns the digest of its parameters, and the
-    model card if one was written beside it. OUT.safetensors has what was learned; any other name is
-    a folder as transformers reads it, with all of a language model.
+    model card if one was written beside it. OUT.safetensors has what was learned, OUT.onnx a graph
+    that computes it; any other name is a folder as transformers reads it, with all of a language
+    model. `form` is the name's, if it is not given.
 
     Raises:
-        ConfigurationError: a folder, but no language model.
+        ConfigurationError: a form that the model can't have, or whose extra is missing.
         DataError: the model is damaged, or belongs to another task.
+        StorageError: there is another file where the card would be.
     """
     layout, x = checkpoint.load_model(model)
-    if out.suffix == ".safetensors":
+    form = form or _FORMS.get(out.suffix, "folder")
+    if form != "folder":
         info = _info(run, model)
-        about = {} if info is None else {INFO: info.model_dump_json()}
-        checkpoint.save_model(out, layout, x, about)
-        if info is None:
-            return summary.digest(x), None
-        beside = out.with_suffix(".md")
-        files.atomic_write(beside, [card(info, out.name).encode()])
+        beside = None if info is None else _place_of_card(out)
+        if form == "onnx":
+            _write_onnx(run, info, layout, x, out)
+        else:
+            about = {} if info is None else {INFO: info.model_dump_json()}
+            checkpoint.save_model(out, layout, x, about)
+        if info is not None and beside is not None:
+            files.atomic_write(beside, [card(info, out.name).encode()])
         return summary.digest(x), beside
     from node.tasks import exporter
 
     config, _ = _run_and_data(run)
     if (written := exporter(config)) is None:
         raise ConfigurationError(
-            f"{out} does not end in .safetensors; only a language model is written as a folder."
+            f"{out} does not end in .safetensors or .onnx; only a language model is written as a "
+            "folder."
         )
     written(config, layout, x, out)
     return summary.digest(x), None
 
 
+def _write_onnx(run: Path, info: ModelInfo | None, layout: Layout, x: Tensor, out: Path) -> None:
+    from node.learning import onnx_file, use
+
+    onnx_file.check_installed()
+    if info is None:
+        raise DataError(
+            f"{run} has no run.toml and summary.json, which say what its model is fed; export it "
+            "once its run has ended."
+        )
+    onnx_file.write(use.of(info, layout, x, run / MODEL), out)
+
+
+def _place_of_card(out: Path) -> Path:
+    """Beside the export.
+
+    Raises:
+        StorageError: somebody else's file is there.
+    """
+    beside = out.with_suffix(".md")
+    try:
+        known = not beside.exists() or CARD_MARK in beside.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise StorageError(
+            f"{beside} exists and is no model card that export wrote; move it, or choose another "
+            "--out."
+        )
+    return beside
+
+
 def _info(run: Path, model: Path) -> ModelInfo | None:
     """What is known of a run's model; None: the folder has no summary yet, or no run.toml."""
     try:
-        result, (config, data) = summary.read(run / "summary.json"), _run_and_data(run)
+        result, (config, _) = summary.read(run / "summary.json"), _run_and_data(run)
     except PeerpoiseError:
         return None
     parent = model.parent.name if model.parent.parent.name == "nodes" else None
@@ -111,14 +147,9 @@ def _info(run: Path, model: Path) -> ModelInfo | None:
         rounds=result.rounds,
         task=task,
         input_shape=_input_shape(model),
-        metrics=metrics_of(result, whose) if _is_public_test(data) else {},
-        privacy=privacy_sentence(result.privacy) + (STARTED if config.train.start else ""),
+        metrics=metrics_of(result, whose) if result.test_public else {},
+        privacy=privacy_sentence(result.privacy),
     )
-
-
-def _is_public_test(data: Any) -> bool:
-    """May the figures of its test set leave this host?"""
-    return not isinstance(data, DataSection) or data.test_public
 
 
 def _input_shape(model: Path) -> Shape | None:
@@ -200,7 +231,8 @@ def merge(run: Path, homes: Mapping[str, Path]) -> Summary | None:
         first, (layout, _) = next(iter(honest.items()))
         about = checkpoint.read_about(homes[first] / MODEL)
         average = save_average(run / MODEL, honest, about)
-        tested = metrics_of_average(lambda: _task(run, run / MODEL, layout).evaluate(average))
+        if run_of(run).task.data != "own":  # each node has a test set of its own then
+            tested = metrics_of_average(lambda: _task(run, run / MODEL, layout).evaluate(average))
     return with_average(run, merged, tested)
 
 

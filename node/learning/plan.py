@@ -131,7 +131,8 @@ class Plan:
     @property
     def warning(self) -> str | None:
         """The warning that accompanies every statement of this run's privacy."""
-        return warning(self.run.privacy, self.epsilon)
+        started = self.run.train.start is not None
+        return warning(self.run.privacy, self.epsilon, started=started)
 
 
 def _check_privacy(run: RunConfig, algorithm: type[Algorithm], options: AlgorithmConfig) -> None:

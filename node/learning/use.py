@@ -19,6 +19,7 @@ from node.records import checkpoint
 from node.records.exported import INFO, ModelInfo
 from node.task import views
 from peer.errors import ConfigurationError, DataError
+from peer.message import Layout
 
 Rows: TypeAlias = Mapping[str, Sequence[object]]
 """Column -> its cells, as a CSV file or a pandas DataFrame has them."""
@@ -108,6 +109,15 @@ def load(file: str | Path) -> Model:
         info = ModelInfo.model_validate_json(about)
     except ValidationError:
         raise DataError(f"{file} was exported by another version of peerpoise.") from None
+    return of(info, layout, x, file)
+
+
+def of(info: ModelInfo, layout: Layout, x: Tensor, file: Path) -> Model:
+    """The model with these parameters, flat [d], which are from `file`.
+
+    Raises:
+        ConfigurationError, DataError: as `load`.
+    """
     if info.input_shape is None:
         raise ConfigurationError(
             f"{file} is the model of task {info.task.name!r}. A language model is exported to a "

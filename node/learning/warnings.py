@@ -26,6 +26,11 @@ NO_PRIVACY = (
     "examples."
 )
 
+STARTED = (
+    "This ε is of this run alone, which starts from a model of an earlier one: the ε of that run "
+    "comes on top, and if that had none, there is none."
+)
+
 
 HOPELESS = 10.0
 """Noise this many times as long as all that a batch can add up to: the quickstart's MLP has an
@@ -70,12 +75,17 @@ def weak(planned: float | None) -> str | None:
     )
 
 
-def warning(config: PrivacySection, planned: float | None = None) -> str | None:
-    """The warning that accompanies every statement of privacy if this ε_total is planned."""
+def warning(
+    config: PrivacySection, planned: float | None = None, *, started: bool = False
+) -> str | None:
+    """The warning that accompanies every statement of privacy if this ε_total is planned.
+    `started`: from a model of an earlier run.
+    """
     sentences = [
         PAPER_WARNING if config.mode == "paper" else "",
         NO_PRIVACY if config.mode == "none" else "",
         SEED_WARNING if config.insecure_seed is not None and config.mode != "none" else "",
         weak(planned) or "",
+        STARTED if started and config.mode == "strict" else "",
     ]
     return " ".join(filter(None, sentences)) or None

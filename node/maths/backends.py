@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from traceback import walk_tb
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from node import device
 from node.maths import ghost
@@ -57,13 +58,16 @@ class Choice:
     backend: Backend
     reason: str
     """Which and why, as the middle of a sentence. Nothing private has a part in it."""
+    instead: str = ""
+    """What to use so that the loop is not needed; empty where that is not known."""
 
     @property
     def slow(self) -> str:
-        """A sentence where the loop was taken for want of anything better; else empty."""
+        """Sentences where the loop was taken for want of anything better; else empty."""
         if self.backend != "loop" or self.reason == CONFIGURED["loop"]:
             return ""
-        return f"Gradients are computed example by example, which is slow: by the {self.reason}."
+        text = f"Gradients are computed example by example, which is slow: by the {self.reason}."
+        return f"{text} To be faster, {self.instead}." if self.instead else text
 
 
 def pick(wanted: Backend | Literal["auto"], task: Objective, chunk: int | None = None) -> Backend:
@@ -129,7 +133,7 @@ def _first_that_agrees(
 ) -> Choice:
     synthetic = SyntheticTask(task, PROBED, values)
     rows = torch.arange(PROBED).view(-1, 1)
-    x, reason = synthetic.initial_parameters(0), ""
+    x, reason, instead = synthetic.initial_parameters(0), "", ""
     candidates: tuple[Backend, ...] = ("ghost", "vmap")
     for backend in candidates:
         try:
@@ -137,7 +141,9 @@ def _first_that_agrees(
             invariant = _is_batch_invariant(task, backend, chunk, values)
         except Exception as error:  # it can't take the model; the loop would raise the loss's own
             if backend == "vmap":
-                reason = f"vmap can't take this model ({_words(error)})"
+                layer, instead = _culprit(error)
+                what = f"the layer {layer}" if layer else "this model"
+                reason = f"vmap can't take {what} ({_words(error)})"
             continue
         close = [_close(a, b) for a, b in zip(actual, expected, strict=True)]
         if 2 * sum(close) > len(close) and invariant:
@@ -145,13 +151,45 @@ def _first_that_agrees(
         if backend == "vmap":
             fault = "differ from its" if invariant else "depend on the place in the batch"
             reason = f"vmap's gradients {fault}"
-    return Choice("loop", f"loop, since {reason}")
+    return Choice("loop", f"loop, since {reason}", instead)
+
+
+def _culprit(error: BaseException) -> tuple[str, str]:
+    """The innermost layer whose forward pass raised, by its name in the model, and what to use
+    instead; its name is empty where the error came from elsewhere (a backward pass, a function).
+    """
+    raised = _cause(error)
+    callers = [frame.f_locals.get("self") for frame, _ in walk_tb(raised.__traceback__)]
+    around = [caller for caller in callers if isinstance(caller, nn.Module)]
+    if not around:
+        return "", _instead(None, raised)
+    names = {part: name for name, part in around[0].named_modules()}
+    name = names.get(around[-1])
+    kind = type(around[-1]).__name__
+    return (f"{name!r} ({kind})" if name else kind), _instead(around[-1], raised)
+
+
+def _instead(layer: nn.Module | None, error: BaseException) -> str:
+    if isinstance(layer, nn.RNNBase):
+        return (
+            "make the task by peerpoise.module_task, of nn.RNN, nn.GRU or nn.LSTM without dropout "
+            "between their layers, proj_size and packed sequences"
+        )
+    if "random" in str(error):
+        return "leave out dropout, and whatever else draws random numbers"
+    return (
+        "use layers such as Linear, Conv, Embedding, GroupNorm and attention, without branches or "
+        "shapes that depend on values"
+    )
 
 
 def _words(error: BaseException) -> str:
     """What a library says, in short; of an own task's error what was raised in it."""
-    cause = error.__cause__ if isinstance(error, TaskError) and error.__cause__ else error
-    return textwrap.shorten(first_line(cause), 100, placeholder=" …")
+    return textwrap.shorten(first_line(_cause(error)), 100, placeholder=" …")
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.__cause__ if isinstance(error, TaskError) and error.__cause__ else error
 
 
 def _close(actual: Tensor, expected: Tensor) -> bool:

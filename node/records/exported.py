@@ -15,6 +15,8 @@ INPUT_SHAPE = "input_shape"
 """The key of channels, height and width in the files that a run leaves, as JSON."""
 INFO = "peerpoise"
 """The key of `ModelInfo` in an exported file, as JSON."""
+CARD_MARK = "<!-- Written by peerpoise export, which may write it again. -->"
+"""Ends a model card, so that no other file is taken for one."""
 Shape: TypeAlias = tuple[int, int, int]
 
 
@@ -83,4 +85,4 @@ def card(info: ModelInfo, file: str) -> str:
     lines += [f"| {name} | {text} |" for name, text in rows]
     if measured:
         lines += ["", "On the public test set:", "", "| | |", "|---|---|", *measured]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", CARD_MARK]) + "\n"

@@ -136,7 +136,10 @@ class Summary(Part):
     params_digest: dict[str, str] = {}
     """node -> SHA-256 of its final float32 parameters."""
     task_metrics: dict[str, TaskMetric] = {}
-    """All metrics that the task declares, on the public test set."""
+    """All metrics that the task declares, on the test set."""
+    test_public: bool = True
+    """False: the test set is this host's private one. `task_metrics` are then outside of ε, and an
+    export leaves them out."""
     algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
     """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a
     daemon's process held, on a GPU most that torch allocated there. Of a node also what its
@@ -246,6 +249,7 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             "task_metrics": _merge_metrics(summaries, attackers),
             "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
             "insecure": any(summary.insecure for summary in summaries),
+            "test_public": all(summary.test_public for summary in summaries),
             "complete": complete,
         }
     )

@@ -20,7 +20,7 @@ from node.task import Task
 from node.tasks.guard import guard, guarded
 from node.tasks.loading import absolute, is_file, load
 from node.tasks.switches import switches_kept
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, DataError, TaskError
 from peer.message import Layout
 from peer.tables import load_entry
 
@@ -69,8 +69,42 @@ def _public_rows(run: RunConfig, data: DataSection | NDArray[np.int64]) -> NDArr
         raise ConfigurationError(
             f"data.path is set, but the run learns {run.task.data}; set task.data to own."
         )
-    count = len(datasets.public_sets(run.task)[0])
+    count = len(to_divide(run))
     return datasets.rows(data.rows, count) if data.rows else np.arange(count)
+
+
+def to_divide(run: RunConfig) -> datasets.Rows:
+    """The rows that nodes are given parts of: the public training set; or where the module of an
+    own task has a function `labels(run)`, the rows of `task.path` as it labels them. No code of
+    ours reads that file.
+
+    Raises:
+        ConfigurationError, DataError: the set can't be read.
+        TaskError: `labels` returns something else.
+    """
+    own_file = run.task.data == "file" and run.task.name not in TASKS
+    labels = _beside(run, "labels") if own_file else None
+    if labels is None:
+        return _public_train(run, own_file)
+    y = torch.as_tensor(labels(run))
+    if y.dim() != 1 or len(y) == 0 or y.is_floating_point() or y.is_complex() or int(y.min()) < 0:
+        raise TaskError(
+            f"task.name = {run.task.name!r}: labels(run) has to return an integer from 0 up for "
+            "each row of task.path (zeros where there are no classes)."
+        )
+    return datasets.Examples(torch.empty(len(y), 0), y.long())
+
+
+def _public_train(run: RunConfig, own_file: bool) -> datasets.Rows:
+    try:
+        return datasets.public_sets(run.task)[0]
+    except (ConfigurationError, DataError) as error:
+        if not own_file:
+            raise
+        raise type(error)(
+            f"{error} If only the task's code can read the file, put a function labels(run) beside "
+            "the task's (peerpoise show own-task)."
+        ) from None
 
 
 def find(name: str) -> Callable[[RunConfig, DataSection | NDArray[np.int64]], Task]:
@@ -131,4 +165,4 @@ def _beside(run: RunConfig, name: str) -> Callable[..., Any] | None:
     )
 
 
-__all__ = ["TASKS", "absolute", "exporter", "find", "is_file", "make", "sealed"]
+__all__ = ["TASKS", "absolute", "exporter", "find", "is_file", "make", "sealed", "to_divide"]

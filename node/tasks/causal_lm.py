@@ -380,7 +380,8 @@ def _texts_digest(section: str) -> str:
 def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Texts, Texts | None]:
     if not isinstance(data, DataSection):
         raise ConfigurationError(
-            "task.data = own needs real nodes: up and simulate divide public texts only."
+            "task.data = own needs real nodes, or a file for each: up --data NODE=PATH. A model "
+            "that was learned so is tested in a node's own folder, such as RUN/nodes/n0."
         )
     if data.path is None:
         raise ConfigurationError(

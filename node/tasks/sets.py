@@ -102,7 +102,8 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     task = run.task
     if not isinstance(data, DataSection):
         raise ConfigurationError(
-            "task.data = own needs real nodes: up and simulate divide bundled data sets only."
+            "task.data = own needs real nodes, or a file for each: up --data NODE=PATH. A model "
+            "that was learned so is tested in a node's own folder, such as RUN/nodes/n0."
         )
     if data.path is None:
         raise ConfigurationError(

@@ -105,3 +105,67 @@ def test_a_certificate_is_renewed_for_the_key_on_the_host(
     assert after.id == before.id
     assert after.expires > before.expires + timedelta(days=300)
     assert (out / "federation" / "members" / "a.pem").read_bytes() == files[1].read_bytes()
+
+
+def test_the_owner_of_the_data_is_asked_for_the_budget_of_a_second_run(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    """pack does not know what these data have spent."""
+    own = ("--set", "task.data=own", "--set", "train.rounds=3")
+    named = [word for name in "ab" for word in ("--host", f"{name}={ADDRESS[name]}")]
+    named += [word for name in "ab" for word in ("--data", f"{name}=cases:/srv/{name}.npz")]
+    first, second = tmp_path / "first", tmp_path / "second"
+    packed = peerpoise("pack", experiment, *named, *own, "--out", first)
+    assert (packed.code, packed.err) == (0, "")
+    assert load(NodeConfig, [first / "a" / "node.toml"]).budget.limit == 8.0
+    assert "budget.epsilon" not in packed.out
+    again = ("--federation", first / "federation", "--out", second)
+    packed = peerpoise("pack", experiment, *named, *own, *again)
+    assert packed.code == 0, packed.err
+    asked = "Write budget.epsilon into node.toml before you start"
+    assert asked in packed.out
+    assert asked in (second / "a" / "README.txt").read_text(encoding="utf-8")
+    assert asked in (second / "a" / "node.toml").read_text(encoding="utf-8")
+    ended = peerpoise("run", "--config", second / "a" / "node.toml")
+    assert ended.code == 78
+    assert "budget.epsilon is missing in the node's file" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--host=a=north.example:7443", "--host=b=NORTH.example:7443"],
+            "--host a and b have one address",
+        ),
+        (["--host=a=[::1]:7443", "--host=b=[0:0::1]:7443"], "--host a and b have one address"),
+        (["--host=10.0.0.1:7443", "--host=b=10.0.0.2:7443"], "write NAME=10.0.0.1:7443"),
+        (
+            ["--host=a=10.0.0.1:7443", "--data=a=/srv/a.npz"],
+            "--data a=/srv/a.npz: write a=NAME:PATH",
+        ),
+        (
+            ["--host=a=10.0.0.1:7443", "--data=a=:/srv/a.npz"],
+            "data.name '' must be 1 to 64 letters",
+        ),
+        (
+            ["--host=a=10.0.0.1:7443", "--data=a=d:/srv/a.npz", "--set", "task.model=nosuch"],
+            "Unknown model 'nosuch'",
+        ),
+        (
+            ["--host=a=10.0.0.1:7443", "--data=a=d:/srv/a.npz", f"--request=a={'0f' * 32}"],
+            "a fingerprint is not enough",
+        ),
+    ],
+)
+def test_a_mistake_in_packing_is_a_sentence(
+    peerpoise: Call, experiment: Path, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    hosts = [word[len("--host=") :].partition("=")[0] for word in words if "--host" in word]
+    if not any("--data" in word for word in words):
+        words = [*words, *(f"--data={name}=d:/srv/{name}.npz" for name in hosts)]
+    out = tmp_path / "out"
+    packed = peerpoise("pack", experiment, "--set", "task.data=own", *words, "--out", out)
+    assert packed.code == 78, packed.err
+    assert sentence in packed.err
+    assert not out.exists()

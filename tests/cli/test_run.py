@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ import pytest
 from kit.command import Call, Result
 from node.daemon import bootstrap
 from node.records import journal
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, TaskError
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
 
@@ -242,3 +243,35 @@ def test_what_it_says_on_a_terminal(home: Path) -> None:
     lines = said.decode().splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d \S", line) for line in lines), lines
     assert [line.split()[1] for line in lines] == ["a", "starts", "round", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "options", "quoted"),
+    [(False, (), False), (True, (), True), (False, ("--until-eof",), True)],
+)
+def test_what_an_own_task_raises_is_quoted_to_a_terminal_only(
+    peerpoise: Call,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    options: tuple[str, ...],
+    quoted: bool,
+) -> None:
+    """Else it would go on to journalctl; `up` keeps it in its run folder."""
+
+    def serve(*_: object, **__: object) -> int:
+        try:
+            raise KeyError("patient 4711")
+        except KeyError as error:
+            raise TaskError("batch raised KeyError: 4711", "batch raised KeyError.") from error
+
+    monkeypatch.setattr(bootstrap, "serve", serve)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    ended = peerpoise("run", "--config", home / "node.toml", "--json", *options)
+    assert ended.code == TaskError.exit_code
+    assert "batch raised KeyError" in ended.err
+    for text in (ended.err, ended.out):
+        assert ("4711" in text) == quoted
+    (kept,) = home.glob("peerpoise-task-*.txt")
+    assert "4711" in kept.read_text(encoding="utf-8")

@@ -134,13 +134,18 @@ def test_tensors_that_are_another_models_are_one_sentence(exported: Path, peerpo
 def test_a_second_run_says_that_the_first_ones_epsilon_comes_on_top(
     exported: Path, peerpoise: Call
 ) -> None:
-    assert peerpoise("continue", "run", "--out", "next.toml").code == 0
+    noised = ("--set", "privacy.mode=strict", "--set", "privacy.sigma=2.0")
+    assert peerpoise("continue", "run", *noised, "--out", "next.toml").code == 0
     assert peerpoise("simulate", "next.toml", "--folder", "second").code == 0
     assert peerpoise("export", "second", "--out", "second.safetensors").code == 0
-    assert (
-        "started from a model of an earlier one" in public.load("second.safetensors").info.privacy
-    )
-    assert "started from" not in public.load(exported).info.privacy
+    words = "starts from a model of an earlier one: the ε of that run comes on top"
+    privacy = public.load("second.safetensors").info.privacy
+    assert words in privacy
+    assert "mode strict" in privacy
+    assert "δ = " in privacy
+    assert words not in public.load(exported).info.privacy
+    text = Path("second/summary.json").read_text(encoding="utf-8")
+    assert words in json.loads(text)["privacy"]["warning"]
 
 
 def test_a_model_of_images_takes_tensors(tmp_path: Path, peerpoise: Call) -> None:

@@ -17,6 +17,14 @@ from node.algorithms import find
 from node.observability.metrics import Metrics
 from node.process import KEPT
 from node.tasks.reasoning import EXACT
+from peer.errors import (
+    LedgerError,
+    PeerpoiseError,
+    PeersUnavailable,
+    RemoteError,
+    StorageError,
+    TemporaryFailure,
+)
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -184,11 +192,25 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+PASSING = {PeersUnavailable, StorageError, LedgerError, TemporaryFailure}
+"""What a restart may well find over: neighbors that come, a disk that has room, a port that is
+free.
+"""
+
+
 def test_the_unit_starts_nothing_again_in_vain() -> None:
+    """Any other mistake stays what it is until somebody mends it."""
     [codes] = re.findall(
         r"(?m)^RestartPreventExitStatus=.*$", (DEPLOY / "systemd" / "peerpoise.service").read_text()
     )
-    assert codes in (ROOT / "docs" / "exit-codes.md").read_text()
+    page = (ROOT / "docs" / "exit-codes.md").read_text()
+    assert codes in page
+    kinds = set(PeerpoiseError.__subclasses__()) - {RemoteError}
+    final = {kind.exit_code for kind in kinds - PASSING}
+    usage = 2
+    assert {*map(int, re.findall(r"\d+", codes))} == final | {usage}
+    for code in (usage, *(kind.exit_code for kind in kinds)):
+        assert f"\n| {code} |" in page
 
 
 def test_the_image_keeps_memory_as_a_daemon_does() -> None:

@@ -74,7 +74,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
         mixing
         bytes_sent round_seconds wall_seconds params_digest task_metrics algorithm_metrics version config_digest
         insecure ledger attackers attack diverged loss_not_finite
-        rounds_run complete"""
+        rounds_run complete test_public"""
     assert set(Summary.model_fields) == set(promised.split())
     assert set(TaskMetric.model_fields) == {"mean", "worst", "per_node", "higher_is_better", "unit"}
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}

@@ -51,5 +51,5 @@ def test_in_mode_strict_it_has_the_bits_of_the_algorithm_and_its_own_name(name, 
 
 def test_beside_it_stands_the_algorithm_without_noise(tmp_path):
     """`up --baseline`."""
-    summary = _baseline(experiment("dp-dmsgd"), tmp_path / "baseline")
+    summary = _baseline(experiment("dp-dmsgd"), tmp_path / "baseline", {})
     assert (summary.algorithm, summary.privacy.mode) == ("dmsgd", "none")

@@ -383,3 +383,16 @@ def test_a_folder_of_partitioned_parquet_is_read(tmp_path: Path) -> None:
         ("b", "2002"),
         ("c", "2002"),
     ]
+
+
+def test_chat_data_are_read_as_they_come(tmp_path: Path) -> None:
+    """Their column is called messages; a column text goes before it."""
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("\n".join([json.dumps({"messages": turns})] * 3), encoding="utf-8")
+    read = read_texts(file, section(file))
+    assert list(read.columns["text"]) == ["4"] * 3
+    assert "2 + 2?" in read.columns["text: before"][0]
+    file.write_text(json.dumps({"messages": turns, "text": "plain"}) + "\n", encoding="utf-8")
+    read = read_texts(file, section(file))
+    assert list(read.columns["text"]) == ["plain"]
