@@ -33,6 +33,7 @@ from node.learning.warnings import weak
 from node.llm.exchange import read_key
 from node.observability import status
 from node.privacy.ledger import Ledger
+from node.privacy.unit_task import by_unit
 from node.process import available_memory, mib
 from node.task import Task
 from node.tasks import make
@@ -402,6 +403,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
         plan.check_task(task)
+        persons = by_unit(task, plan.run.task).num_examples
         if plan.run.train.start:
             start.parameters(plan.run, task.layout, torch.float32)
     except PeerpoiseError as error:
@@ -415,9 +417,11 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         if file and file.is_file()
         else ""
     )
+    unit = plan.run.task.unit
+    of = f" of {persons} different {unit}" if unit else ""
     yield ok(
         "data",
-        f"{plan.run.task.data}: {task.num_examples} examples, {task.layout.size:,} "
+        f"{plan.run.task.data}: {task.num_examples} examples{of}, {task.layout.size:,} "
         f"parameters{digest}",
     )
     neighborhood = plan.neighborhoods.get(node.name)

@@ -26,11 +26,13 @@ from node.encoding import Json
 from node.learning.warnings import warning
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
+    OTHER_UNIT,
     Mechanism,
     epsilon_link,
     epsilon_pld,
     epsilon_total,
     remaining_compositions,
+    units,
 )
 from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.ledger import Ledger
@@ -72,6 +74,8 @@ class Lifetime:
     """ε_total of all runs so far; inf where one of them was not strict."""
     delta: float
     limit: float | None
+    other_unit: bool
+    """Some of what was spent protects another unit than the planned run, so no ε holds for all."""
     rounds_left: int | None
     """Rounds of the planned run that the limit still allows, at most all of them; None: there is no
     limit.
@@ -166,6 +170,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.'
         )
     algorithm, rounds, d = find(run.algorithm.name), run.train.rounds, _parameters(run)
+    unit = run.task.unit
 
     @cache
     def price(releases: int) -> tuple[float, float]:
@@ -174,7 +179,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases)
         )
         return sigma, epsilon_total(
-            release_mechanism(privacy, d=d or 0, sigma=sigma, releases=releases),
+            release_mechanism(privacy, d=d or 0, sigma=sigma, releases=releases, unit=unit),
             rounds,
             privacy.delta,
         )
@@ -188,7 +193,9 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         own = cost(question.degree, graph="")
     else:
         own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
-    mechanism = release_mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
+    mechanism = release_mechanism(
+        privacy, d=d or 0, sigma=own.sigma, releases=own.releases, unit=unit
+    )
     return PrivacyPlan(
         algorithm=run.algorithm.name,
         nodes=len(question.names),
@@ -199,6 +206,8 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         privacy=Privacy(
             mode="strict",
             batches=privacy.batches,
+            adjacency=run.task.adjacency,
+            unit=unit,
             delta=privacy.delta,
             sigma=own.sigma,
             accountant="PLD",
@@ -261,6 +270,8 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
         )
     with Ledger.open(budget.folder, question.data) as ledger:
         rows = ledger.rows()
+    unit = question.run.task.unit
+    other_unit = not units(rows) <= {unit}
     left = None
     if limit is not None:
         compositions = remaining_compositions(
@@ -270,9 +281,10 @@ def _lifetime(question: Question, own: Cost, mechanism: Mechanism) -> Lifetime:
     return Lifetime(
         data=question.data,
         ledger=str(budget.folder),
-        spent=epsilon_pld(rows, budget.delta),
+        spent=math.inf if other_unit else epsilon_pld(rows, budget.delta),
         delta=budget.delta,
         limit=limit,
+        other_unit=other_unit,
         rounds_left=left,
     )
 
@@ -335,8 +347,10 @@ def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
         return
     yield (
         f"The data {lifetime.data} have spent ε_total = {lifetime.spent:.3g} over all runs "
-        f"(add/remove one example, δ = {lifetime.delta:g}, PLD, {AGAINST})"
+        f"({plan.privacy.adjacency}, δ = {lifetime.delta:g}, PLD, {AGAINST})"
     )
+    if lifetime.other_unit:
+        yield OTHER_UNIT
     if lifetime.limit is not None:
         yield (
             f"Limit {lifetime.limit:g}: {lifetime.rounds_left} of the {plan.rounds} rounds of this "

@@ -245,6 +245,15 @@ class RunConfig(Section):
     sync: SyncSection = SyncSection()
     start: StartSection = StartSection()
 
+    @model_validator(mode="after")
+    def _no_ghosts_of_units(self) -> RunConfig:
+        if self.task.unit and self.privacy.backend == "ghost":
+            raise ValueError(
+                'privacy.backend = "ghost" clips single rows, and the mean of several is no outer '
+                'product; with task.unit use "auto"'
+            )
+        return self
+
     @property
     def wiring(self) -> GraphOptions:
         """What the graph needs beside its kind and the names."""

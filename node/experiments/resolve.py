@@ -21,6 +21,7 @@ from node.data.partition import Rows
 from node.learning import promises, start
 from node.learning.plan import Plan
 from node.learning.warnings import weak
+from node.privacy.unit_task import by_unit
 from node.tasks import validation
 from peer.errors import ConfigurationError
 from peer.message import Peer
@@ -139,7 +140,7 @@ def _check_task(resolved: ResolvedRun) -> None:
         ConfigurationError, DataError, TaskError: it can't be made, or does not suit the rest.
     """
     run, experiment = resolved.run, resolved.experiment.experiment
-    task = tasks.make(run, next(iter(resolved.parts.values()))[:1])
+    task = by_unit(tasks.make(run, next(iter(resolved.parts.values()))[:1]), run.task)
     resolved.plan.check_task(task)
     if run.train.start:
         start.parameters(run, task.layout, torch.float32)

@@ -39,7 +39,7 @@ EVALUATION_CHUNK = 256
 class Classification(Task):
     """A `Task`, safe to use from several threads: parameters are arguments."""
 
-    indexes = True
+    indexes = bundled = True
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Classification(Task):
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs = inputs or {}
         self.num_examples, self.input_shape = len(train), train.shape
+        self.units = train.units
         self._goal, self.metrics = goal, goal.metrics
         with torch.device("meta"):
             self._skeleton = build()

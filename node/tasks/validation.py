@@ -118,7 +118,7 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
             raise DataError(
                 f"{path} is not the validation set of this run; copy the file that pack was given."
             )
-        examples = datasets.own(path, run.task)
+        examples = datasets.own(path, run.task.per_row)
         mine = train if run.task.data == "own" else train.take(_rows(data, len(train)))
         if shared := _shared(examples, mine):
             raise DataError(
