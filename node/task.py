@@ -122,10 +122,6 @@ class Task(Objective):
     """Channels, height and width of an input; None: it is no image and no row of a table."""
     adapted: bool = False
     """Is the layout that of adapters to a frozen model?"""
-    units: NDArray[np.int64] | None = None
-    """Whose each example is, [num_examples], any numbers: those of one privacy unit are equal
-    (`task.unit`). None: nobody has said. Private, as the examples are.
-    """
 
     @abstractmethod
     def initial_parameters(self, seed: int) -> Tensor:
@@ -146,6 +142,13 @@ class Task(Objective):
         """None: there is no validation set."""
         return None
 
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        """Whose each example is, [num_examples]: those of one privacy unit (`task.unit`) have one
+        number. None: nobody has said. Private, as the examples are.
+        """
+        return None
+
 
 class Wrapper(Objective):
     """An objective that is another one, but for something."""
@@ -164,7 +167,7 @@ class Rebatched(Wrapper, Task):
         self.micro_batch, self.indexes, self.bundled = task.micro_batch, task.indexes, task.bundled
         self.inputs, self.dtype, self.metrics = task.inputs, task.dtype, task.metrics
         self.layer_groups, self.adapted = task.layer_groups, task.adapted
-        self.input_shape, self.units = task.input_shape, task.units
+        self.input_shape = task.input_shape
 
     def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
         return self._task.loss(parameters, example)
@@ -191,6 +194,10 @@ class Rebatched(Wrapper, Task):
     @property
     def validation(self) -> Validation | None:
         return self._task.validation
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        return self._task.units
 
 
 class OwnTask(Protocol):

@@ -21,6 +21,7 @@ import torch
 
 from node.attacks import Attack
 from node.cli.doctor import Finding, fault, ok, warning
+from node.cli.doctor_units import examine_unit
 from node.config import NodeConfig, RunConfig, TaskSection, load
 from node.config.task import SUPERVISED
 from node.daemon.bootstrap import resolve_paths
@@ -96,6 +97,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
     if node.data.test:
         yield ok("test set", TEST_SET[node.data.test_public])
     yield from _columns(node, run.task)
+    yield from examine_unit(node, run)
     yield from _task(node, plan)
 
 

@@ -42,14 +42,15 @@ class UnitTask(Rebatched):
     def __init__(self, task: Task, most: int) -> None:
         """See `by_unit`."""
         super().__init__(task)
-        if task.units is None:
+        whose = task.units
+        if whose is None:
             raise ConfigurationError(
                 "task.unit is set, but the task does not say whose its examples are; give it units "
                 "(peerpoise show own-task), or leave task.unit out."
             )
-        self._rows = [torch.from_numpy(rows) for rows in units.whole(task.units)]
+        self._rows = [torch.from_numpy(rows) for rows in units.whole(whose)]
         self._most = most
-        self.num_examples, self.units = len(self._rows), None
+        self.num_examples = len(self._rows)
         self.indexes = False  # it draws
         self.micro_batch = max(1, task.micro_batch // most) if task.micro_batch else None
 
@@ -106,6 +107,10 @@ class UnitTask(Rebatched):
             share = int(mine.sum()) / len(counts)
             parts.append(share * self._task.mean_loss(parameters, rows))
         return torch.stack(parts).sum()
+
+    @property
+    def units(self) -> None:
+        """Every example is a unit by itself."""
 
     def factors(self) -> None:
         return None

@@ -88,7 +88,7 @@ class CausalLM(Task):
     def __init__(self, of: Ingredients) -> None:
         self.inputs = of.inputs
         self._train = of.encoder.sequences(of.rows)
-        self.num_examples, self.units = len(self._train), of.rows.units
+        self.num_examples, self._units = len(self._train), of.rows.units
         self.micro_batch = of.text.micro_batch
         self.adapted = bool(of.text.lora_rank)
         self.dtype = TYPES[of.text.dtype]
@@ -115,6 +115,10 @@ class CausalLM(Task):
 
     def to(self, device: torch.device) -> None:
         self.device, self._train = device, self._train.to(device)
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        return self._units
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Token ids and labels, int64 [n, length] each; −100 where nothing is learned."""

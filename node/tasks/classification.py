@@ -60,7 +60,6 @@ class Classification(Task):
         self._build, self._train, self._test, self._validation = build, train, test, validation
         self.inputs = inputs or {}
         self.num_examples, self.input_shape = len(train), train.shape
-        self.units = train.units
         self._goal, self.metrics = goal, goal.metrics
         with torch.device("meta"):
             self._skeleton = build()
@@ -132,6 +131,10 @@ class Classification(Task):
     @property
     def validation(self) -> Validation | None:
         return None if self._validation is None else self
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        return self._train.units
 
     def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
         """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""

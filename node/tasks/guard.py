@@ -92,7 +92,6 @@ class Guarded(Wrapper, Task):
         self.dtype = self._dtype()
         self.layer_groups = self._layer_groups()
         self.adapted = self._read("adapted", False) is True
-        self.units = self._units()
         self._initial_parameters, self._batch, self._loss, self._mean_loss, self._evaluate = map(
             self._function, METHODS
         )
@@ -121,7 +120,11 @@ class Guarded(Wrapper, Task):
             )
         return int(count)
 
-    def _units(self) -> NDArray[np.int64] | None:
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        """Read when it is asked for, as without `task.unit` an attribute of that name may be
+        anything.
+        """
         names = self._read("units")
         if names is None:
             return None

@@ -1,0 +1,89 @@
+"""What `doctor` says of the privacy unit: whom ε protects, and whether that is meant."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, redirect_stderr, suppress
+from pathlib import Path
+
+from node import data
+from node.cli.doctor import Finding, ok, warning
+from node.config import NodeConfig, RunConfig, TaskSection
+from node.config.task import adjacency
+from node.data import columns, features
+from node.data.cells import is_empty
+from node.privacy.accountant import OTHER_UNIT, units
+from node.privacy.ledger import Ledger
+from peer.errors import PeerpoiseError
+
+LIKELY = re.compile(
+    r"(.*[_\W])?(id|mrn|patient|person|subject|participant|user|client|customer|device|household"
+    r"|writer|author|speaker)([_\W]?(id|no|nr|number|code|name))?s?",
+    re.IGNORECASE,
+)
+"""How columns are called that say whose a row is."""
+
+
+def examine_unit(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
+    """Whom ε protects; a doubt where a column looks as if others should be, or the ledger has
+    protected others.
+    """
+    task = run.task
+    if run.privacy.mode == "none":
+        return
+    if task.unit:
+        most = f"at most {task.rows_per_unit} of its rows in a batch"
+        yield ok("privacy unit", f"{task.adjacency}; {most}")
+    elif names := _likely(node.data.path, task) if node.data.path and task.data == "own" else []:
+        yield warning(
+            "privacy unit",
+            f"several rows have the same {names[0]}, but ε protects single rows "
+            f"({adjacency('')})",
+            f'task.unit = "{names[0]}" in run.toml, if that is one person; the same at all nodes',
+        )
+    if _has_protected_others(node, task.unit):
+        yield warning("privacy unit", OTHER_UNIT, "task.unit as in the earlier runs")
+
+
+def _likely(path: Path, task: TaskSection) -> list[str]:
+    """Columns of the data that seem to say whose a row is, and say so of several rows."""
+    with suppress(PeerpoiseError), redirect_stderr(io.StringIO()):
+        return [
+            name
+            for name, cells in _others(path, task).items()
+            if LIKELY.fullmatch(name) and _repeats(cells)
+        ]
+    return []
+
+
+def _others(path: Path, task: TaskSection) -> Mapping[str, Collection[object]]:
+    """The columns of the data that nothing is learned from."""
+    if task.text is not None:
+        every: Mapping[str, Collection[object]] = data.read_texts(path, task).columns
+    elif task.features:
+        every = columns.read(path, (task.label,), ragged=True)
+    elif path.suffix.lower() == ".npz":
+        every = data.own(path, task).columns
+    else:
+        return {}
+    named = {task.label, *features.learned(task), *(task.text.prompt if task.text else ())}
+    return {name: cells for name, cells in every.items() if name not in named}
+
+
+def _repeats(cells: Collection[object]) -> bool:
+    """Are there several names, and one of them twice? A row of another length is no name."""
+    names = [columns.text(cell) for cell in cells if not isinstance(cell, columns.Ragged)]
+    names = [name for name in names if not is_empty(name)]
+    return 1 < len({*names}) < len(names)
+
+
+def _has_protected_others(node: NodeConfig, unit: str) -> bool:
+    name = node.data.name or "experiment"
+    with suppress(PeerpoiseError):
+        folder = node.budget.folder
+        if Ledger.exists(folder, name):
+            with closing(Ledger.open(folder, name)) as ledger:
+                return not units(ledger.rows()) <= {unit}
+    return False
