@@ -405,7 +405,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
         plan.check_task(task)
-        persons = by_unit(task, plan.run.task).num_examples
+        private = by_unit(task, plan.run.task)
         if plan.run.train.start:
             start.parameters(plan.run, task.layout, torch.float32)
     except PeerpoiseError as error:
@@ -420,14 +420,14 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         else ""
     )
     unit = plan.run.task.unit
-    of = f" of {persons} different {unit}" if unit else ""
+    of = f" of {private.num_examples} different {unit}" if unit else ""
     yield ok(
         "data",
         f"{plan.run.task.data}: {task.num_examples} examples{of}, {task.layout.size:,} "
         f"parameters{digest}",
     )
     neighborhood = plan.neighborhoods.get(node.name)
-    yield from _memory(plan, task, neighborhood.degree if neighborhood else 0)
+    yield from _memory(plan, private, neighborhood.degree if neighborhood else 0)
 
 
 def _memory(plan: Plan, task: Task, degree: int) -> Iterator[Finding]:

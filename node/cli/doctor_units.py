@@ -39,8 +39,7 @@ def examine_unit(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
     elif names := _likely(node.data.path, task) if node.data.path and task.data == "own" else []:
         yield warning(
             "privacy unit",
-            f"several rows have the same {names[0]}, but ε protects single rows "
-            f"({adjacency('')})",
+            f"several rows have the same {names[0]}, but ε protects single rows ({adjacency('')})",
             f'task.unit = "{names[0]}" in run.toml, if that is one person; the same at all nodes',
         )
     if _has_protected_others(node, task.unit):
