@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, redirect_stderr, suppress
 from pathlib import Path
 
@@ -12,18 +11,11 @@ from node import data
 from node.cli.doctor import Finding, ok, warning
 from node.config import NodeConfig, RunConfig, TaskSection
 from node.config.task import adjacency
-from node.data import columns, features
-from node.data.cells import is_empty
+from node.data import columns
+from node.data.units import likely
 from node.privacy.accountant import OTHER_UNIT, units
 from node.privacy.ledger import Ledger
 from peer.errors import PeerpoiseError
-
-LIKELY = re.compile(
-    r"(.*[_\W])?(id|mrn|patient|person|subject|participant|user|client|customer|device|household"
-    r"|writer|author|speaker)([_\W]?(id|no|nr|number|code|name))?s?",
-    re.IGNORECASE,
-)
-"""How columns are called that say whose a row is."""
 
 
 def examine_unit(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
@@ -49,33 +41,17 @@ def examine_unit(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:
 def _likely(path: Path, task: TaskSection) -> list[str]:
     """Columns of the data that seem to say whose a row is, and say so of several rows."""
     with suppress(PeerpoiseError), redirect_stderr(io.StringIO()):
-        return [
-            name
-            for name, cells in _others(path, task).items()
-            if LIKELY.fullmatch(name) and _repeats(cells)
-        ]
+        every = _columns(path, task)
+        return [name for name, cells in every.items() if name != task.label and likely(name, cells)]
     return []
 
 
-def _others(path: Path, task: TaskSection) -> Mapping[str, Collection[object]]:
-    """The columns of the data that nothing is learned from."""
+def _columns(path: Path, task: TaskSection) -> Mapping[str, Iterable[object]]:
     if task.text is not None:
-        every: Mapping[str, Collection[object]] = data.read_texts(path, task).columns
-    elif task.features:
-        every = columns.read(path, (task.label,), ragged=True)
-    elif path.suffix.lower() == ".npz":
-        every = data.own(path, task).columns
-    else:
-        return {}
-    named = {task.label, *features.learned(task), *(task.text.prompt if task.text else ())}
-    return {name: cells for name, cells in every.items() if name not in named}
-
-
-def _repeats(cells: Collection[object]) -> bool:
-    """Are there several names, and one of them twice? A row of another length is no name."""
-    names = [columns.text(cell) for cell in cells if not isinstance(cell, columns.Ragged)]
-    names = [name for name in names if not is_empty(name)]
-    return 1 < len({*names}) < len(names)
+        return data.read_texts(path, task).columns
+    if task.features:
+        return columns.read(path, (task.label,), ragged=True)
+    return data.own(path, task).columns if path.suffix.lower() == ".npz" else {}
 
 
 def _has_protected_others(node: NodeConfig, unit: str) -> bool:

@@ -7,6 +7,7 @@ same, and a row without a name is never learned from. No name is ever quoted in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,8 +15,15 @@ from numpy.typing import NDArray
 
 from node.data.bad_rows import BadRow, BadRows
 from node.data.cells import WHOLE, is_empty
-from node.data.columns import text
+from node.data.columns import Ragged, text
 from node.encoding import composed
+
+LIKELY = re.compile(
+    r"(.*[_\W])?(id|mrn|patient|person|subject|participant|user|client|customer|device|household"
+    r"|writer|author|speaker)([_\W]?(id|no|nr|number|code|name))?s?",
+    re.IGNORECASE,
+)
+"""How columns are called that say whose a row is."""
 
 
 def numbered(names: Iterable[object]) -> NDArray[np.int64]:
@@ -39,3 +47,9 @@ def whole(units: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     order = np.argsort(units, kind="stable")
     _, counts = np.unique(units, return_counts=True)
     return np.split(order, np.cumsum(counts)[:-1])
+
+
+def likely(column: str, cells: Iterable[object]) -> bool:
+    """Does a column seem to say whose a row is, by its name, and say so of several rows?"""
+    names = [text(cell) for cell in cells if not isinstance(cell, Ragged) and not is_empty(cell)]
+    return bool(LIKELY.fullmatch(column)) and 1 < len({*names}) < len(names)

@@ -47,7 +47,9 @@ class UnusableRecords:
             ", …" if len(self.rows) > SHOWN else ""
         )
         count = f"{len(self.rows)} record{'s' * (len(self.rows) > 1)}"
-        which = f"among the sorted {self.unit} number" if self.unit else "row"
+        which = "row"
+        if self.unit:
+            count, which = f"{len(self.rows)} {self.unit}", "sorted, and counted from 0, number"
         return (
             f"{self.node}, round {t}: the loss or gradient of {count} ({which} {shown}) is not "
             "finite, so they can't be learned from; look for empty masks, missing or huge values, "

@@ -20,9 +20,11 @@ from torch.nn import functional
 from kit.language import language_run
 from node import data, tasks
 from node.config import DataSection, ExperimentSection, RunConfig, TaskSection
-from node.data import Examples, partition
-from node.data.units import nameless, numbered
+from node.data import Examples, columns, partition
+from node.data.proposal import looked_at
+from node.data.units import likely, nameless, numbered
 from node.learning.plan import Plan
+from node.learning.unusable import UnusableRecords
 from node.maths.backends import choose
 from node.maths.clipping import clipped_sum
 from node.privacy.unit_task import by_unit
@@ -325,3 +327,43 @@ def test_noise_is_calibrated_as_ever() -> None:
 
 
 SIGMA: dict[str, float] = {}
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "expected"),
+    [
+        ("patient_id", ["a", "b", "a"], True),
+        ("Patient ID", [1, 2, 1], True),
+        ("user", ["a", "", "a", "b"], True),
+        ("patient_id", ["a", "b", "c"], False),  # one row each
+        ("patient_id", ["a", "a", "a"], False),
+        ("patient_id", ["", None, "-"], False),
+        ("weight", [1, 2, 1], False),
+        ("valid", [1, 2, 1], False),
+    ],
+)
+def test_columns_that_seem_to_name_persons(
+    column: str, cells: list[object], expected: bool
+) -> None:
+    assert likely(column, cells) is expected
+
+
+def test_schema_proposes_it(tmp_path: Path) -> None:
+    path = table(tmp_path, cells=[str(k % 30) for k in range(90)])
+    proposed = looked_at(path, columns.read(path, ()), "label")
+    assert proposed["unit"] == "patient_id"
+    assert proposed["features"]["patient_id"] == {"kind": "ignore"}
+    other = looked_at(
+        path, {**columns.read(path, ()), "patient_id": [*map(str, range(90))]}, "label"
+    )
+    assert "unit" not in other  # one row each
+
+
+def test_an_owner_hears_of_broken_persons_by_number() -> None:
+    said: list[str] = []
+    unusable = UnusableRecords("a", said.append, unit="patient_id")
+    unusable(3, torch.tensor([7, 2]))
+    assert said[0].startswith(
+        "a, round 3: the loss or gradient of 2 patient_id (sorted, and counted"
+    )
+    assert "number 2, 7) is not finite" in said[0]
