@@ -48,9 +48,8 @@ LEAST_SIGMA = 1e-3
 
 
 OTHER_UNIT = (
-    "What these data have released and this run don't protect the same: one counts examples, the "
-    "other privacy units (task.unit), or units of another name. Such ε don't add up, so that their "
-    "total is infinite."
+    "Earlier runs on these data and this one don't protect the same (task.unit), and ε of "
+    "different units don't add up: together they are infinite."
 )
 """Beside an ε over several runs."""
 

@@ -4,7 +4,7 @@ before the clip, and whoever's rows come or go moves a sum by C at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from kit.small_task import Small, gate, make_small
 from kit.zoo import PURE, RANDOM, RECORDS, Kind
 from node.maths.backends import choose
+from node.maths.blocks import partition_blocks
 from node.maths.chunks import Backend
 from node.maths.clipping import SLACK, clipped_sum, mean_gradient
 from node.maths.per_example import fetch
@@ -62,7 +63,12 @@ def uneven(n: int) -> list[int]:
 
 def naive(task: Task, x: Tensor, persons: list[list[int]], clip: float) -> Tensor:
     """Person by person and row by row, with autograd alone; the oracle."""
-    total = torch.zeros(task.layout.size, dtype=torch.float64)
+    clipped = [g * min(1.0, clip / float(g.norm())) for g in means(task, x, persons)]
+    return torch.stack(clipped).sum(0)
+
+
+def means(task: Task, x: Tensor, persons: list[list[int]]) -> Iterator[Tensor]:
+    """Each person's gradient, flat float64 [d]."""
     for rows in persons:
         mean = torch.zeros(task.layout.size, dtype=torch.float64)
         for row in rows:
@@ -70,8 +76,7 @@ def naive(task: Task, x: Tensor, persons: list[list[int]], clip: float) -> Tenso
             example = tuple(column[0] for column in task.batch(torch.tensor([row])))
             gradients = torch.autograd.grad(task.loss(leaves, example), list(leaves.values()))
             mean += torch.cat([g.reshape(-1) for g in gradients]).double() / len(rows)
-        total += mean * min(1.0, clip / float(mean.norm()))
-    return total
+        yield mean
 
 
 def drawn(task: UnitTask, small: Small, persons: Tensor) -> list[list[int]]:
@@ -234,6 +239,34 @@ def test_the_divisor_and_the_bound_count_persons(ledger: Ledger) -> None:
     expected = naive(small, x, members, 1.0) / 5
     held = min(1.0, 5.0 / float(expected.norm() * 5))  # n = B/q = 5 persons
     assert torch.allclose(made(x, 0, "b").double(), expected * held, atol=1e-5)
+
+
+def test_blocks_and_differences_are_of_persons_too(ledger: Ledger) -> None:
+    small = make_small("mlp")
+    task = of_persons(small, uneven(40), most=40)
+    names = [name for name, _ in small.layout.fields]
+    block = partition_blocks(small.layout, [names[:2], names[2:]], 1)[1]
+    exact: dict[str, Any] = {
+        "config_rate": 1.0,
+        "config_batch": 9,
+        "config_sigma": 1e-9,
+        "config_clip": 0.1,
+    }
+    made = strict(task, ledger, **exact)
+    x = small.initial_parameters(0)
+    members = [[row for row in range(40) if uneven(40)[row] == k] for k in range(9)]
+
+    def clipped(g: Tensor) -> Tensor:
+        return g * min(1.0, 0.1 / float(g.norm()))
+
+    here = [*means(small, x, members)]
+    theta = x[block.span].clone()
+    expected = torch.stack([clipped(g[block.span]) for g in here]).sum(0) / 9
+    assert torch.allclose(made.within(x, block)(theta, 0).double(), expected, atol=1e-6)
+    there = [*means(small, 2 * x, members)]
+    gained = [clipped(clipped(b) - clipped(a)) for a, b in zip(here, there, strict=True)]
+    expected = torch.stack(gained).sum(0) / 9
+    assert torch.allclose(made.difference(2 * x, x, 1).double(), expected, atol=1e-6)
 
 
 def test_a_persons_epsilon_is_that_of_so_many_examples(ledger: Ledger) -> None:
