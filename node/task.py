@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from node.device import CPU
@@ -55,9 +57,9 @@ class Objective(ABC):
     micro_batch: int | None = None
     """How many examples a backward pass takes; None: any number."""
     indexes: bool = False
-    """Does `batch` nothing but index (peerpoise's own tasks)? Others are asked for one row at a
-    time.
-    """
+    """Does `batch` nothing but index? Others are asked for one row at a time."""
+    bundled: bool = False
+    """Is it peerpoise's own? Others are asked now and then whether they are still pure."""
 
     @abstractmethod
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -140,11 +142,62 @@ class Task(Objective):
         """None: there is no validation set."""
         return None
 
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        """Whose each example is, [num_examples]: those of one privacy unit (`task.unit`) have one
+        number. None: nobody has said. Private, as the examples are.
+        """
+        return None
+
 
 class Wrapper(Objective):
     """An objective that is another one, but for something."""
 
     _task: object
+
+
+class Rebatched(Wrapper, Task):
+    """A task in all but its batches."""
+
+    _task: Task
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.layout, self.num_examples, self.device = task.layout, task.num_examples, task.device
+        self.micro_batch, self.indexes, self.bundled = task.micro_batch, task.indexes, task.bundled
+        self.inputs, self.dtype, self.metrics = task.inputs, task.dtype, task.metrics
+        self.layer_groups, self.adapted = task.layer_groups, task.adapted
+        self.input_shape = task.input_shape
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        return self._task.loss(parameters, example)
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        return self._task.mean_loss(parameters, batch)
+
+    def factors(self) -> Factored | None:
+        return self._task.factors()
+
+    def example(self) -> tuple[Tensor, ...] | None:
+        return self._task.example()
+
+    def initial_parameters(self, seed: int) -> Tensor:
+        return self._task.initial_parameters(seed)
+
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
+        return self._task.evaluate(x, yield_point)
+
+    def to(self, device: torch.device) -> None:
+        self._task.to(device)
+        self.device = self._task.device
+
+    @property
+    def validation(self) -> Validation | None:
+        return self._task.validation
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        return self._task.units
 
 
 class OwnTask(Protocol):

@@ -45,6 +45,7 @@ from node.maths.policy import Draws
 from node.privacy import noise
 from node.privacy.accountant import Mechanism
 from node.privacy.ledger import Ledger
+from node.privacy.unit_task import by_unit
 from node.randomness import Keys
 from node.rounds import lockstep
 from node.rounds.buffers import ReceiveBuffer, as_bytes
@@ -142,6 +143,7 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
     plan, privacy = resolved.plan, config.privacy
     where = devices.pick(config.experiment.device)
     task = make(resolved.run, max(resolved.parts.values(), key=len), where)
+    task = by_unit(task, config.task)
     x = task.initial_parameters(config.train.seed)
     releases = plan.algorithm.releases(
         max(neighborhood.degree for neighborhood in plan.neighborhoods.values())

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.config import BudgetSection, NodeConfig, load
+from node.config.task import adjacency
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
-from node.privacy.accountant import epsilon_pld
+from node.privacy.accountant import epsilon_pld, units
 from node.privacy.ledger import Ledger, RunOfLedger
 from node.records.journal import plain
 from node.records.summary import AGAINST
@@ -52,6 +53,8 @@ class Account:
     ledger: str
     """Its folder."""
     delta: float
+    adjacency: str
+    """What ε holds for; of runs that protect different units there is none that is finite."""
     spent: float
     """ε_total of all runs together."""
     limit: float | None
@@ -71,11 +74,13 @@ def account(budget: BudgetSection, data: str) -> Account:
     limit = budget.epsilon if isinstance(budget.epsilon, float | int) else None
     with closing(Ledger.look(budget.folder, data)) as ledger:
         runs = [_run(ledger, run, budget.delta) for run in ledger.runs()]
-        spent = epsilon_pld(ledger.rows(), budget.delta)
+        rows = ledger.rows()
+    spent = epsilon_pld(rows, budget.delta)
     return Account(
         data=data,
         ledger=str(budget.folder),
         delta=budget.delta,
+        adjacency=" and ".join(map(adjacency, sorted(units(rows)))) or adjacency(""),
         spent=spent,
         limit=limit,
         left=None if limit is None else max(0.0, limit - spent),
@@ -171,7 +176,7 @@ def sentence(of: Account) -> str:
         left = f"{number(of.left)} of {of.limit:g} are left"
     return (
         f"The data {of.data} have spent ε_total = {number(of.spent)} over all runs "
-        f"(add/remove one example, δ = {of.delta:g}, PLD, {AGAINST}); {left}."
+        f"({of.adjacency}, δ = {of.delta:g}, PLD, {AGAINST}); {left}."
     )
 
 

@@ -23,6 +23,7 @@ from node.algorithms import Capability
 from node.attacks import Attack
 from node.cli import doctor_privacy
 from node.cli.doctor import Finding, fault, ok, warning
+from node.cli.doctor_units import examine_unit
 from node.config import NodeConfig, RunConfig, TaskSection, load
 from node.config.task import SUPERVISED
 from node.daemon.bootstrap import resolve_paths
@@ -35,6 +36,7 @@ from node.llm.exchange import read_key
 from node.maths.backends import choose
 from node.observability import status
 from node.privacy.ledger import Ledger
+from node.privacy.unit_task import by_unit
 from node.process import available_memory, mib
 from node.task import Task
 from node.tasks import make
@@ -98,6 +100,7 @@ def examine(file: Path, settings: Sequence[str], *, dial: bool = True) -> Iterat
     if node.data.test:
         yield ok("test set", TEST_SET[node.data.test_public])
     yield from _columns(node, run.task)
+    yield from examine_unit(node, run)
     yield from _task(node, plan)
 
 
@@ -405,6 +408,7 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         with redirect_stderr(warnings):
             task = make(plan.run, node.data)
         plan.check_task(task)
+        private = by_unit(task, plan.run.task)
         if plan.run.train.start:
             start.parameters(plan.run, task.layout, torch.float32)
     except PeerpoiseError as error:
@@ -418,15 +422,17 @@ def _task(node: NodeConfig, plan: Plan) -> Iterator[Finding]:
         if file and file.is_file()
         else ""
     )
+    unit = plan.run.task.unit
+    of = f" of {private.num_examples} different {unit}" if unit else ""
     yield ok(
         "data",
-        f"{plan.run.task.data}: {task.num_examples} examples, {task.layout.size:,} "
+        f"{plan.run.task.data}: {task.num_examples} examples{of}, {task.layout.size:,} "
         f"parameters{digest}",
     )
-    yield from doctor_privacy.of_data(plan, node, task)
-    yield from _gradients(plan, task)
+    yield from doctor_privacy.of_data(plan, node, task, private.num_examples)
+    yield from _gradients(plan, private)
     neighborhood = plan.neighborhoods.get(node.name)
-    yield from _memory(plan, task, neighborhood.degree if neighborhood else 0)
+    yield from _memory(plan, private, neighborhood.degree if neighborhood else 0)
 
 
 def _gradients(plan: Plan, task: Task) -> Iterator[Finding]:

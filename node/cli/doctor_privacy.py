@@ -35,9 +35,11 @@ def of_run(plan: Plan, budget: BudgetSection) -> Iterator[Finding]:
         yield warning("privacy", text, do)
 
 
-def of_data(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
-    """What follows from these data; their number is told to their own host only."""
-    privacy, d, n = plan.run.privacy, task.layout.size, task.num_examples
+def of_data(plan: Plan, node: NodeConfig, task: Task, n: int) -> Iterator[Finding]:
+    """What follows from these data, of n privacy units; their number is told to their own host
+    only.
+    """
+    privacy, d = plan.run.privacy, task.layout.size
     sigma = plan.sigma(d) if privacy.mode == "strict" else 0.0
     if sigma:
         loose = loose_delta(privacy.delta, n)
@@ -51,7 +53,8 @@ def of_data(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
         if sigma:
             neighborhood = plan.neighborhoods.get(node.name)
             releases = plan.algorithm.releases(neighborhood.degree if neighborhood else 0)
-            mechanism = release_mechanism(privacy, d=d, sigma=sigma, releases=releases)
+            unit = plan.run.task.unit
+            mechanism = release_mechanism(privacy, d=d, sigma=sigma, releases=releases, unit=unit)
             yield from _left(plan, node, mechanism)
     except PeerpoiseError as error:
         yield fault("budget", str(error), "see peerpoise budget, and peerpoise show backup")

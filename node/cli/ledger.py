@@ -126,7 +126,8 @@ def _mechanism(node: NodeConfig, run: RunConfig) -> Mechanism:
     plan = Plan.of(run, run.neighborhoods(names))
     d = make(run, node.data).layout.size
     releases = plan.algorithm.releases(plan.neighborhoods[node.name].degree)
-    return release_mechanism(run.privacy, d=d, sigma=plan.sigma(d), releases=releases)
+    sigma, unit = plan.sigma(d), run.task.unit
+    return release_mechanism(run.privacy, d=d, sigma=sigma, releases=releases, unit=unit)
 
 
 def _note(node: NodeConfig, run: RunConfig, *, compositions: int, lifetime: float) -> None:

@@ -36,10 +36,12 @@ from node.encoding import Json
 from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
+    OTHER_UNIT,
     Mechanism,
     epsilon_link,
     epsilon_total,
     remaining_compositions,
+    units,
 )
 from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.ledger import Ledger
@@ -77,6 +79,8 @@ class Lifetime(Account):
 
     planned: float
     """ε_total of the planned run at the ledger's δ, which may be another one than the run's."""
+    other_unit: bool
+    """Some of what was spent protects another unit than the planned run, so no ε holds for all."""
     rounds_left: int | None
     """Rounds of the planned run that the limit still allows, at most all of them; None: there is no
     limit.
@@ -174,6 +178,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.'
         )
     algorithm, rounds, d = find(run.algorithm.name), run.train.rounds, _parameters(run)
+    unit = run.task.unit
 
     @cache
     def price(releases: int) -> tuple[float, float]:
@@ -182,7 +187,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             noise_multiplier(privacy, d=d or 0, rounds=rounds, releases=releases)
         )
         return sigma, epsilon_total(
-            release_mechanism(privacy, d=d or 0, sigma=sigma, releases=releases),
+            release_mechanism(privacy, d=d or 0, sigma=sigma, releases=releases, unit=unit),
             rounds,
             privacy.delta,
         )
@@ -196,7 +201,9 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         own = cost(question.degree, graph="")
     else:
         own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
-    mechanism = release_mechanism(privacy, d=d or 0, sigma=own.sigma, releases=own.releases)
+    mechanism = release_mechanism(
+        privacy, d=d or 0, sigma=own.sigma, releases=own.releases, unit=unit
+    )
     return PrivacyPlan(
         algorithm=run.algorithm.name,
         nodes=len(question.names),
@@ -207,6 +214,8 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         privacy=Privacy(
             mode="strict",
             batches=privacy.batches,
+            adjacency=run.task.adjacency,
+            unit=unit,
             delta=privacy.delta,
             sigma=own.sigma,
             accountant="PLD",
@@ -271,16 +280,19 @@ def _lifetime(question: Question, mechanism: Mechanism) -> Lifetime:
     """Read from the ledger itself; where there is none yet, nothing was spent."""
     budget, rounds = question.budget, question.run.train.rounds
     now, left = account(budget, question.data), None
+    with closing(Ledger.look(budget.folder, question.data)) as ledger:
+        rows = ledger.rows()
     if now.limit is not None:
-        with closing(Ledger.look(budget.folder, question.data)) as ledger:
-            rows = ledger.rows()
         compositions = remaining_compositions(
             rows, mechanism, now.limit, budget.delta, most=mechanism.compositions(rounds)
         )
         left = compositions // max(mechanism.compositions(1), 1)
     known = {each.name: getattr(now, each.name) for each in fields(now)}
     return Lifetime(
-        **known, planned=epsilon_total(mechanism, rounds, budget.delta), rounds_left=left
+        **known,
+        planned=epsilon_total(mechanism, rounds, budget.delta),
+        other_unit=not units(rows) <= {question.run.task.unit},
+        rounds_left=left,
     )
 
 
@@ -346,6 +358,8 @@ def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
     if lifetime is None:
         return
     yield sentence(lifetime)
+    if lifetime.other_unit:
+        yield f"! {OTHER_UNIT}"
     if lifetime.limit is not None:
         yield (
             f"Limit {lifetime.limit:g}: {lifetime.rounds_left} of the {plan.rounds} rounds of this "

@@ -95,9 +95,10 @@ class PrivacySection(Section):
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """δ of every ε that is shown."""
     clip: float = Field(default=1.0, gt=0)
-    """C: largest norm of one example's gradient."""
+    """C: largest norm of one example's gradient, with task.unit of one person's."""
     rate: float = Field(default=0.05, gt=0, le=1)
-    """q: probability with which each example enters a batch. Public, equal at all nodes."""
+    """q: probability with which each example (with task.unit: person) enters a batch. Public, equal
+    at all nodes."""
     batch: int = Field(default=64, ge=1)
     """B: the public divisor (in mode none also the size of the batch). Never recomputed from the
     private n_i.
@@ -244,6 +245,15 @@ class RunConfig(Section):
     limits: LimitsSection = LimitsSection()
     sync: SyncSection = SyncSection()
     start: StartSection = StartSection()
+
+    @model_validator(mode="after")
+    def _no_ghosts_of_units(self) -> RunConfig:
+        if self.task.unit and self.privacy.backend == "ghost":
+            raise ValueError(
+                'privacy.backend = "ghost" clips single rows, and the mean of several is no outer '
+                'product; with task.unit use "auto"'
+            )
+        return self
 
     @property
     def wiring(self) -> GraphOptions:

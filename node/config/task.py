@@ -20,6 +20,11 @@ SUPERVISED = ("classification", "regression")
 """Those whose models are in node/models."""
 
 
+def adjacency(unit: str) -> str:
+    """Which data sets count as neighbors: what stands beside every ε. `unit` as in `[task]`."""
+    return f"add/remove all rows of one {unit}" if unit else "add/remove one example"
+
+
 class TextSection(Section):
     """Of causal-lm: how a row of text becomes tokens, and which part of the model is trained
     (docs/language-models.md).
@@ -172,6 +177,16 @@ class TaskSection(Section):
     """Largest share of a table's rows that may be skipped, each with a reason that is counted on
     this host's standard error and by `doctor`: a cell that is no number, no such category, no
     label. A node with more does not start, which others see."""
+    unit: str = ""
+    """The privacy unit: whom ε protects. Empty: one example. Or what names the person, device or
+    hospital that a row is of, so that all rows of one are protected together: a column of a table
+    or of texts, an array of the .npz, "folder" for the folders that images lie in below their
+    class (docs/data.md). Persons are then drawn into batches, their rows' gradients averaged and
+    clipped, and q, B and max_examples count persons. It is never learned from and never leaves
+    the host."""
+    rows_per_unit: int = Field(default=8, ge=1)
+    """With unit: at most this many of a person's rows are in a batch, drawn anew each time. Each
+    person costs the time of so many."""
     channels: Literal[1, 3] = 3
     """Folders of images: 1 makes them gray."""
     model: str = "softmax"
@@ -217,6 +232,24 @@ class TaskSection(Section):
         return (*task, *(self.reasoning.own if self.reasoning else ()))
 
     @property
+    def adjacency(self) -> str:
+        """Of every ε of a run of this task."""
+        return adjacency(self.unit)
+
+    @property
+    def per_row(self) -> TaskSection:
+        """The same without a unit: for test and validation sets, which ε does not speak of."""
+        return self.model_copy(update={"unit": ""})
+
+    @property
+    def _learned(self) -> set[str]:
+        """The columns that a model sees, and what it is to say of them."""
+        named = {name for name, feature in self.features.items() if feature.width}
+        if self.text is None:
+            return {*named, self.label}
+        return {*named, self.text.answer, *self.text.prompt, *fields(self.text.template)}
+
+    @property
     def outputs(self) -> int:
         """Of a model, for one example."""
         return 1 if self.target else self.classes
@@ -247,6 +280,12 @@ class TaskSection(Section):
             )
         if self.features.get(self.label) and self.features[self.label].width:
             raise ValueError(f"{self.label!r} is the label, so that it can't be a feature")
+        if self.unit and self.unit in self._learned:
+            raise ValueError(
+                f"{self.unit!r} is the privacy unit, so that it can't be learned from; leave it out"
+            )
+        if self.unit and self.name == "reasoning":
+            raise ValueError("reasoning has no differential privacy, so leave unit out")
         if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
             raise ValueError(
                 "mean and std need as many figures each, and those of std must be positive"

@@ -9,7 +9,6 @@ from math import isfinite, nan
 from node.daemon.telemetry import Telemetry
 from node.daemon.waits import waiting
 from node.learning.learner import LiveEpsilon
-from node.learning.warnings import ADJACENCY
 from node.observability.status import (
     Epsilon,
     Neighbor,
@@ -35,7 +34,7 @@ def snapshot(watch: Telemetry) -> Status:
         limit=watch.limit,
         mode=privacy.mode,
         batches=privacy.batches,
-        adjacency=ADJACENCY,
+        adjacency=watch.run.task.adjacency,
         delta=privacy.delta,
         accountant="RDP",
         guaranteed=privacy.mode == "strict" and privacy.insecure_seed is None,

@@ -19,7 +19,6 @@ from node.config import BudgetSection, RunConfig
 from node.daemon.waits import Waits, waiting
 from node.figures import Metric, document
 from node.learning.learner import Learner, LiveEpsilon
-from node.learning.warnings import ADJACENCY
 from node.observability.metrics import Metrics
 from node.observability.voice import Voice
 from node.privacy.gate import GradientGate
@@ -306,7 +305,11 @@ class Telemetry(RoundObserver, SessionObserver):
             ("lifetime", live.lifetime),
         ):
             self.metrics.epsilon(
-                scope, value, mode=privacy.mode, adjacency=ADJACENCY, accountant="RDP"
+                scope,
+                value,
+                mode=privacy.mode,
+                adjacency=self.run.task.adjacency,
+                accountant="RDP",
             )
         if gate.fault:
             self.warn(gate.fault)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from node.config import DataSection, ReasoningSection, TaskSection
-from node.data import arrays, columns, features, folders, raw, texts
+from node.data import arrays, columns, features, folders, raw, texts, units
 from node.data.arrays import digits, npz, rows
 from node.data.cifar import cifar_10
 from node.data.examples import FAR, STANDARDIZED, Examples
@@ -25,7 +26,7 @@ from node.data.questions import read_questions
 from node.data.tables import table
 from node.data.texts import Texts
 from node.data.texts import public as public_texts
-from node.data.texts import read as read_texts
+from node.data.texts import read as _read_texts
 from node.data.torchvision import torchvision
 from peer.errors import ConfigurationError, DataError
 
@@ -40,6 +41,7 @@ TEXTS: Mapping[str, Callable[[], tuple[Texts, Texts]]] = {"fortunes": read_fortu
 """The same, of text."""
 Rows: TypeAlias = Examples | Texts
 """What can be divided among nodes: rows that have labels y, and columns."""
+AnyRows = TypeVar("AnyRows", bound=Rows)
 
 
 def public_sets(task: TaskSection) -> tuple[Rows, Rows]:
@@ -57,6 +59,8 @@ def public_sets(task: TaskSection) -> tuple[Rows, Rows]:
 def _public(section: str) -> tuple[Rows, Rows]:
     task = TaskSection.model_validate_json(section)
     train, test = _whole(task)
+    if train.units is None:
+        train = _with_units(train, task, task.data)
     return train.split() if task.held_out else (train, test)
 
 
@@ -86,14 +90,45 @@ def _whole(task: TaskSection) -> tuple[Rows, Rows]:
     return _within_range(train, task, task.data), _within_range(test, task, task.data)
 
 
+def read_texts(path: Path, task: TaskSection) -> Texts:
+    """The rows of text of a file or folder; with their units, if the task has one.
+
+    Raises:
+        ConfigurationError, DataError: as `node.data.texts.read`, or a row is nobody's.
+    """
+    return _with_units(_read_texts(path, task), task, str(path))
+
+
 def own(path: Path, task: TaskSection) -> Examples:
-    """The examples of a file or folder, by the kind of it.
+    """The examples of a file or folder, by the kind of it; with their units, if the task has one.
 
     Raises:
         ConfigurationError: the run file says too little of it, or a package is missing.
         DataError: it is missing, damaged, or of no known kind.
     """
-    return _within_range(_read(path, task), task, str(path))
+    return _with_units(_within_range(_read(path, task), task, str(path)), task, str(path))
+
+
+def _with_units(rows: AnyRows, task: TaskSection, source: str) -> AnyRows:
+    """The rows with their units, from the column or array that `task.unit` names; without one as
+    they are.
+
+    Raises:
+        ConfigurationError: there is no such column.
+        DataError: a row is nobody's.
+    """
+    if not task.unit:
+        return rows
+    if task.unit not in rows.columns:
+        known = ", ".join(sorted({*rows.columns} - {task.label})) or "none"
+        raise ConfigurationError(
+            f"task.unit = {task.unit!r} is no column or array of {source}; beside what is learned "
+            f"from it has {known}."
+        )
+    names = rows.columns[task.unit].tolist()
+    for why in units.nameless(names, task.unit).values():
+        raise DataError(f"{source}{why.sentence}")
+    return replace(rows, units=units.numbered(names))
 
 
 def raw_rows(path: Path, task: TaskSection) -> Iterator[bytes]:

@@ -38,6 +38,8 @@ class Examples:
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     values: str = INTEGERS
     """Where they come from: INTEGERS over their largest, FLOATS as in the file, or STANDARDIZED."""
+    units: NDArray[np.int64] | None = None
+    """Whose each example is (node/data/units.py), [n]; None: nobody has said."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,7 +54,8 @@ class Examples:
         """The examples of these row numbers [n], in their order."""
         index = torch.from_numpy(np.ascontiguousarray(rows))
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return replace(self, x=self.x[index], y=self.y[index], columns=columns)
+        units = None if self.units is None else self.units[rows]
+        return replace(self, x=self.x[index], y=self.y[index], columns=columns, units=units)
 
     def floats(self) -> Examples:
         """uint8 divided by 255; floats as they are."""

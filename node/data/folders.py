@@ -67,7 +67,17 @@ def images(folder: Path, task: TaskSection) -> Examples:
     )
     _remark_on_missing(folder, task.labels, {composed(task.labels[k]) for _, k in files})
     pixels = [_image(path, task.image_size, task.channels) for path, _ in files]
-    return Examples(torch.from_numpy(_stacked(pixels)), torch.tensor([k for _, k in files]))
+    return Examples(
+        torch.from_numpy(_stacked(pixels)),
+        torch.tensor([k for _, k in files]),
+        {"folder": np.array([_below(folder, path) for path, _ in files], dtype=object)},
+    )
+
+
+def _below(folder: Path, image: Path) -> str:
+    """The folder below its class's in which an image lies, such as a person's; empty: in none."""
+    _, *inside, _ = image.relative_to(folder).parts
+    return inside[0] if inside else ""
 
 
 def rows(folder: Path, task: TaskSection) -> Iterator[bytes]:

@@ -1,4 +1,5 @@
-"""How a public data set is divided among nodes for experiments: disjoint parts, none empty.
+"""How a public data set is divided among nodes for experiments: disjoint parts, none empty. With
+`task.unit` all rows of a person are in one part.
 
 Row numbers are int64, sorted. The same arguments give the same parts with the same numpy; `up`
 writes them to files. What parts of equal size leave over (fewer rows than nodes) belongs to nobody.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from node import data
 from node.config import ExperimentSection
 from node.data.examples import kinds as kinds_of
+from node.data.units import whole
 from peer import files
 from peer.errors import ConfigurationError
 
@@ -33,6 +36,8 @@ def divide(
     if held_out is not None and len(held_out):
         kept = np.setdiff1d(np.arange(len(examples)), held_out)
         return [kept[part] for part in divide(experiment, examples.take(kept))]
+    if examples.units is not None:
+        return _by_unit(experiment, examples, whole(examples.units))
     labels, nodes, seed = kinds(experiment, examples), experiment.nodes, experiment.seed
     match experiment.partition:
         case "iid":
@@ -45,6 +50,17 @@ def divide(
             return shards(labels, nodes, experiment.shards, seed)
         case "column":
             return by_column(labels, nodes, seed)
+
+
+def _by_unit(
+    experiment: ExperimentSection, examples: data.Rows, members: Sequence[Rows]
+) -> list[Rows]:
+    """As `divide`, but nobody's rows are at two nodes: persons are divided, each by their first
+    row. `members`: the rows of each.
+    """
+    firsts = examples.take(np.array([rows[0] for rows in members]))
+    parts = divide(experiment, replace(firsts, units=None))
+    return [np.sort(np.concatenate([members[k] for k in part])) for part in parts]
 
 
 def kinds(experiment: ExperimentSection, examples: data.Rows) -> Rows:

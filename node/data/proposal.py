@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from node.config import TaskSection, sentence
 from node.data import cells as parsing
-from node.data import columns
+from node.data import columns, units
 from node.encoding import Json, read_text
 from peer.errors import DataError
 
@@ -70,19 +70,23 @@ def propose(path: Path, label: str) -> str:
 
 
 def looked_at(path: Path, cells: columns.Columns, label: str) -> Json:
-    """[task] by what the cells look like.
+    """[task] by what the cells look like, and what their columns are called.
 
     Raises:
         DataError: nothing can be learned from such labels.
     """
-    features = {name: _feature(column) for name, column in cells.items() if name != label}
+    others = {name: column for name, column in cells.items() if name != label}
+    features = {name: _feature(column) for name, column in others.items()}
+    unit = {}
+    if whose := next((name for name, column in others.items() if units.likely(name, column)), ""):
+        unit, features[whose] = {"unit": whose}, {"kind": "ignore"}
     target = _label(cells[label])
     if "labels" in target and not 2 <= len(target["labels"]) <= MOST:
         raise DataError(
             f"{path}: the column {label!r} has {len(target['labels'])} different texts; 2 to "
             f"{MOST} classes, or numbers, are expected."
         )
-    return {**target, "data": "own", "label": label, "features": features}
+    return {**target, **unit, "data": "own", "label": label, "features": features}
 
 
 def _refuse_other_encodings(path: Path, cells: columns.Columns) -> None:

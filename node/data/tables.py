@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from node.config import TaskSection
 from node.config.features import NumberFeature
-from node.data import columns, features
+from node.data import columns, features, units
 from node.data.bad_rows import BadRow, BadRows, first_of, usable
 from node.data.cells import is_undecided, places
 from node.data.examples import STANDARDIZED, Examples
@@ -42,7 +42,8 @@ def table(path: Path, task: TaskSection) -> Examples:
     n = len(cells[task.label])
     x, bad = features.matrix(cells, task)
     y, unlabeled = (targets if task.target else labels)(cells[task.label], task)
-    bad = first_of(ragged(cells[task.label]), bad, unlabeled)
+    nameless = units.nameless(cells[task.unit], task.unit) if task.unit else {}
+    bad = first_of(ragged(cells[task.label]), bad, unlabeled, nameless)
     if bad and task.bad_rows:
         _refuse_undecided(path, cells, task)
     kept = usable(path, n, bad, task.bad_rows)
@@ -67,7 +68,8 @@ def _refuse_undecided(path: Path, cells: columns.Columns, task: TaskSection) -> 
 
 
 def read(path: Path, task: TaskSection) -> columns.Columns:
-    """The cells of the columns that a task learns from and of its labels; of public tables all.
+    """The cells of the columns that a task learns from, of its labels and units; of public tables
+    all.
 
     Raises:
         ConfigurationError, DataError: see `table`.
@@ -78,7 +80,8 @@ def read(path: Path, task: TaskSection) -> columns.Columns:
             "A table needs [task.features] in the run file: column = [center, scale], public "
             "constants of each; peerpoise schema proposes them."
         )
-    cells = columns.read(path, (*names, task.label), others=task.data != "own", ragged=True)
+    named = (*names, task.label, *([task.unit] if task.unit else []))
+    cells = columns.read(path, named, others=task.data != "own", ragged=True)
     if not cells[task.label]:
         raise DataError(f"{path} has no rows.")
     return cells

@@ -46,6 +46,8 @@ class Texts:
 
     y: Tensor
     columns: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    units: NDArray[np.int64] | None = None
+    """Whose each row is (node/data/units.py), [n]; None: nobody has said."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -53,7 +55,8 @@ class Texts:
     def take(self, rows: NDArray[np.int64]) -> Texts:
         """The texts of these row numbers [n], in their order."""
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Texts(self.y[torch.from_numpy(rows)], columns)
+        units = None if self.units is None else self.units[rows]
+        return Texts(self.y[torch.from_numpy(rows)], columns, units)
 
     def split(self) -> tuple[Texts, Texts]:
         """(train, test): a fifth of every kind in test."""

@@ -68,12 +68,14 @@ def up(
     resolved = _resolved(config, own)
     resolved.check_daemons()
     config, folder = resolved.experiment, _run_folder(config, folder)
+    rounds, adjacency = config.train.rounds, config.task.adjacency
     with _reserved(2 * config.experiment.nodes) as ports:
         run, homes = provisioning.local(
             folder, resolved, list(zip(ports[::2], ports[1::2], strict=True))
         )
         daemons: list[DaemonProcess] = []
-        with Screen(config.train.rounds, quiet=quiet) as screen, _ending(daemons):
+        screen = Screen(rounds, quiet=quiet, adjacency=adjacency)
+        with screen, _ending(daemons):
             _announce(screen, config, folder)
             for name, home in homes.items():
                 process = _start(home, insecure, loop, attacks=name in config.experiment.attackers)
@@ -103,7 +105,8 @@ def simulate(
     config, folder = resolved.experiment, _run_folder(config, folder)
     write(config.run_config, folder / "run.toml")
     provisioning.write_partition(folder, resolved)
-    with Screen(config.train.rounds, quiet=quiet) as screen:
+    rounds, adjacency = config.train.rounds, config.task.adjacency
+    with Screen(rounds, quiet=quiet, adjacency=adjacency) as screen:
         _announce_attack(screen, config)
 
         def progress(done: int, rounds: int, tested: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from node.data.partition import Rows
 from node.learning import promises, start
 from node.learning.plan import Plan
 from node.learning.warnings import weak
+from node.privacy.unit_task import by_unit
 from node.tasks import validation
 from peer.errors import ConfigurationError
 from peer.message import Peer
@@ -157,7 +158,7 @@ def _check_task(resolved: ResolvedRun) -> None:
         ConfigurationError, DataError, TaskError: it can't be made, or does not suit the rest.
     """
     run, experiment = resolved.run, resolved.experiment.experiment
-    task = tasks.make(run, _little(next(iter(resolved.data.values()))))
+    task = by_unit(tasks.make(run, _little(next(iter(resolved.data.values())))), run.task)
     resolved.plan.check_task(task)
     if run.train.start:
         start.parameters(run, task.layout, torch.float32)

@@ -32,6 +32,7 @@ from node.maths.policy import Draws
 from node.privacy.calibration import release_mechanism
 from node.privacy.gate import GateConfig, make_gate
 from node.privacy.ledger import Ledger
+from node.privacy.unit_task import by_unit
 from node.randomness import Keys
 from node.rounds.bounds import Bounds
 from node.task import Task
@@ -74,11 +75,13 @@ def build(
     admit(task)
     keys = _keys(run, name, ledger, limit)
     task = attack.on_task(task, run, name) if attack else task
+    task = by_unit(task, run.task)
     neighborhood = plan.neighborhoods[name]
-    sigma = plan.sigma(task.layout.size) if sigma is None else sigma
+    d = task.layout.size
+    sigma = plan.sigma(d) if sigma is None else sigma
     releases = plan.algorithm.releases(neighborhood.degree)
     blockwise = Capability.LAYERS in plan.algorithm.NEEDS
-    unusable = UnusableRecords(name)
+    unusable = UnusableRecords(name, unit=run.task.unit)
     gate = make_gate(
         GateConfig(
             privacy=run.privacy,
@@ -89,6 +92,7 @@ def build(
             sigma=sigma,
             seed=run.train.seed,
             full_gradient=not blockwise,
+            unit=run.task.unit,
             limit=limit,
             limit_delta=limit_delta,
         ),
@@ -115,12 +119,12 @@ def build(
         gate=gate,
         ledger=ledger,
         mechanism=release_mechanism(
-            run.privacy, d=task.layout.size, sigma=sigma, releases=releases
+            run.privacy, d=d, sigma=sigma, releases=releases, unit=run.task.unit
         ),
         sigma=sigma,
         start_digest=start_digest,
         unusable=unusable,
-        bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=task.layout.size),
+        bounds=Bounds.of(run.limits, run.privacy, sigma=sigma, d=d),
         attack=attack,
     )
 

@@ -23,13 +23,13 @@ from node.figures import check_declared, headline
 from node.hooks import no_op
 from node.learning.plan import Plan
 from node.learning.unusable import UnusableRecords
-from node.learning.warnings import ADJACENCY
 from node.privacy.accountant import (
     Mechanism,
     Spent,
     epsilon_link,
     epsilon_pld,
     epsilon_rdp,
+    units,
 )
 from node.privacy.gate import GradientGate
 from node.privacy.ledger import Ledger
@@ -146,9 +146,10 @@ class Learner:
             if total < float("inf")
             else total
         )
-        return LiveEpsilon(
-            total=total, link=link, lifetime=epsilon_rdp(self.ledger.rows(), lifetime_delta)
-        )
+        ever = self.ledger.rows()
+        same = units(ever) <= {self.mechanism.unit}
+        lifetime = epsilon_rdp(ever, lifetime_delta) if same else float("inf")
+        return LiveEpsilon(total=total, link=link, lifetime=lifetime)
 
     def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, object]:
         """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
@@ -161,7 +162,7 @@ class Learner:
             "lifetime_delta": lifetime_delta,
             "mode": config.mode,
             "batches": self.mechanism.batches,
-            "adjacency": ADJACENCY,
+            "adjacency": self.run.task.adjacency,
             "delta": config.delta,
             "accountant": "RDP",
             "against": self.against,
@@ -192,6 +193,8 @@ class Learner:
         return Privacy(
             mode=config.mode,
             batches=None if config.mode == "none" else self.mechanism.batches,
+            adjacency=self.run.task.adjacency,
+            unit=self.run.task.unit,
             delta=None if config.mode == "none" else config.delta,
             sigma=None if config.mode == "none" else self.sigma,
             accountant="PLD" if config.mode == "strict" else None,

@@ -125,7 +125,9 @@ class Plan:
             return None
         if privacy.sigma is None:
             return privacy.epsilon
-        planned = release_mechanism(privacy, d=0, sigma=privacy.sigma, releases=self.releases)
+        planned = release_mechanism(
+            privacy, d=0, sigma=privacy.sigma, releases=self.releases, unit=self.run.task.unit
+        )
         return epsilon_total(planned, rounds, privacy.delta)
 
     @property

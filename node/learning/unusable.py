@@ -31,6 +31,8 @@ class UnusableRecords:
     node: Peer
     tell: Callable[[str], None] = _on_standard_error
     rows: set[int] = field(default_factory=set)
+    unit: str = ""
+    """As in `[task]`: then the numbers are of persons, in the order of their names."""
     _told: int = 0
 
     def __call__(self, t: int, rows: Tensor) -> None:
@@ -45,8 +47,11 @@ class UnusableRecords:
             ", …" if len(self.rows) > SHOWN else ""
         )
         count = f"{len(self.rows)} record{'s' * (len(self.rows) > 1)}"
+        which = "row"
+        if self.unit:
+            count, which = f"{len(self.rows)} {self.unit}", "sorted, and counted from 0, number"
         return (
-            f"{self.node}, round {t}: the loss or gradient of {count} (row {shown}) is not finite, "
-            "so they can't be learned from; look for empty masks, missing or huge values, "
+            f"{self.node}, round {t}: the loss or gradient of {count} ({which} {shown}) is not "
+            "finite, so they can't be learned from; look for empty masks, missing or huge values, "
             "logarithms of 0."
         )

@@ -11,8 +11,6 @@ from node.privacy.accountant import (
     WEAK,
 )
 
-ADJACENCY = "add/remove one example"
-"""Adjacency relation of every reported ε."""
 PAPER_WARNING = (
     "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, "
     "so no ε is guaranteed."

@@ -217,7 +217,7 @@ def _repeatable_gradients(task: Objective, values: Values) -> list[Tensor]:
     for row, a, b in zip(rows, first, again, strict=True):
         if not torch.equal(a, b):
             raise Impure(_refusal(culprit(partial(gradient, row), partial(gradient, rows[-1]))))
-    if not task.indexes:
+    if not task.bundled:
         State.of(task).check = _canary(synthetic, x)
     return first
 

@@ -193,12 +193,12 @@ def _clipper(
 
 def _ghost_clipper(task: Objective, clip: float, wide: torch.device) -> Clipper:
     factored = ghost.factored(task)
-    bundled = _is_bundled(task)  # draws nothing, and other threads share the generator
 
     def factors(model: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
         before = torch.get_rng_state()
         result = factored(model, batch)
-        if not bundled and not torch.equal(before, torch.get_rng_state()):
+        # what is bundled draws nothing, and other threads share the generator
+        if not task.bundled and not torch.equal(before, torch.get_rng_state()):
             raise Impure(
                 "The task's factors() draw random numbers, the same for no record; "
                 "leave that to loss."
@@ -216,13 +216,6 @@ def _ghost_clipper(task: Objective, clip: float, wide: torch.device) -> Clipper:
         return ghost.clip_and_sum(counted, clip)
 
     return clipper
-
-
-def _is_bundled(task: Objective) -> bool:
-    """Does it come with peerpoise?"""
-    while isinstance(task, SyntheticTask):
-        task = task._task
-    return task.indexes
 
 
 def _materialized_clipper(gradients: Gradients, clip: float, wide: torch.device) -> Clipper:

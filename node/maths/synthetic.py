@@ -61,7 +61,7 @@ class SyntheticTask(Wrapper):
         self._task = task
         self.layout = task.layout
         self.num_examples = examples
-        self.device = task.device
+        self.device, self.bundled = task.device, task.bundled
         columns = _columns(task, examples, values)
         scaled = [
             it * values.scale if values.scale != 1 and it.is_floating_point() else it

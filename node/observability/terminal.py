@@ -49,10 +49,10 @@ class Screen:
     """Live progress of all nodes; a context manager. Once it can't be written, nothing more is
     shown: `fault` says why."""
 
-    def __init__(self, rounds: int, *, quiet: bool) -> None:
+    def __init__(self, rounds: int, *, quiet: bool, adjacency: str) -> None:
         self.console = _Console(stderr=quiet, highlight=False)
         self.fault: OSError | None = None
-        self._rounds = rounds
+        self._rounds, self._adjacency = rounds, adjacency
         self._live = Live(console=self.console, auto_refresh=False, transient=False)
         self._tenth = -1
 
@@ -80,7 +80,8 @@ class Screen:
 
     def show(self, nodes: Mapping[str, Progress]) -> None:
         if self.console.is_terminal:
-            self._write(lambda: self._live.update(_table(nodes, self._rounds), refresh=True))
+            table = _table(nodes, self._rounds, self._adjacency)
+            self._write(lambda: self._live.update(table, refresh=True))
             return
         tenth = 10 * min(node.round for node in nodes.values()) // self._rounds
         if tenth > self._tenth:
@@ -94,7 +95,7 @@ def _brief(name: str, node: Progress, rounds: int) -> str:
     )
 
 
-def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
+def _table(nodes: Mapping[str, Progress], rounds: int, adjacency: str) -> Table:
     table = Table(
         "node", "round", "", "test", "ε_total so far*", "what it does", box=None, pad_edge=False
     )
@@ -109,8 +110,7 @@ def _table(nodes: Mapping[str, Progress], rounds: int) -> Table:
             Text(node.state),
         )
     table.caption = (
-        "* add/remove one example, δ as in run.toml, RDP; against any coalition in mode strict, "
-        "else void"
+        f"* {adjacency}, δ as in run.toml, RDP; against any coalition in mode strict, else void"
     )
     table.caption_justify = "left"
     return table

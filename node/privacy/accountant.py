@@ -1,4 +1,5 @@
-"""ε of what was spent: composed Poisson-subsampled Gaussians, add/remove one example.
+"""ε of what was spent: composed Poisson-subsampled Gaussians, add/remove one example, or all rows
+of one privacy unit (`task.unit`).
 
 The reported figure is by privacy loss distributions (dp-accounting PLD, an upper bound), the live
 gauge by cached Rényi vectors (looser, 0.2 ms). One composition is
@@ -46,6 +47,13 @@ LEAST_SIGMA = 1e-3
 """`calibrate` goes no lower: where nothing is released, any σ keeps the target."""
 
 
+OTHER_UNIT = (
+    "Earlier runs on these data and this one don't protect the same (task.unit), and ε of "
+    "different units don't add up: together they are infinite."
+)
+"""Beside an ε over several runs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mechanism:
     """How one answer was made."""
@@ -58,6 +66,8 @@ class Mechanism:
     releases: int = 1
     """|K|: answers a round at most, the own release included."""
     mode: Mode = "strict"
+    unit: str = ""
+    """Whose rows, all of them, are added or removed (`task.unit`); empty: one example."""
 
     @property
     def guaranteed(self) -> bool:
@@ -107,7 +117,7 @@ def _epsilon_pld(spent: tuple[Spent, ...], delta: float) -> float:
 def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
     """As `epsilon_pld`, by Rényi divergence: 8–17 % larger, 0.2 ms once σ and q have been seen."""
     spent = [row for row in rows if row.compositions > 0]
-    if not all(row.mechanism.guaranteed for row in spent):
+    if not all(row.mechanism.guaranteed for row in spent) or len(units(spent)) > 1:
         return math.inf
     if not spent:
         return 0.0
@@ -117,6 +127,13 @@ def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
     )
     figure, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
     return float(figure) if not math.isnan(figure) else math.inf
+
+
+def units(rows: Iterable[Spent]) -> set[str]:
+    """Whom what was spent protects. ε of different units don't add up: clipped by persons, one row
+    more or less moves a sum by up to 2C; clipped by rows, nothing bounds what a person moves.
+    """
+    return {row.mechanism.unit for row in rows if row.mechanism.guaranteed}
 
 
 def epsilon_total(mechanism: Mechanism, rounds: int, delta: float) -> float:

@@ -25,7 +25,8 @@ class BlockObjective(Wrapper):
         on the CPU.
         """
         self._task, self.layout, self.num_examples = task, block.layout, task.num_examples
-        self.device, self.micro_batch, self.indexes = task.device, task.micro_batch, task.indexes
+        self.device, self.micro_batch = task.device, task.micro_batch
+        self.indexes, self.bundled = task.indexes, task.bundled
         mine = {name for name, _ in block.layout.fields}
         frozen = views(task.layout, device.onto(x.detach(), self.device))
         self._frozen = {name: value for name, value in frozen.items() if name not in mine}

@@ -31,8 +31,10 @@ def noise_multiplier(config: PrivacySection, *, d: int, rounds: int, releases: i
     return noise.nominal(effective, d)
 
 
-def release_mechanism(config: PrivacySection, *, d: int, sigma: float, releases: int) -> Mechanism:
-    """How releases of d parameters with the nominal σ are accounted for."""
+def release_mechanism(
+    config: PrivacySection, *, d: int, sigma: float, releases: int, unit: str
+) -> Mechanism:
+    """How releases of d parameters with the nominal σ are accounted for; `unit` as in `[task]`."""
     if config.mode == "none":
         return Mechanism(sigma=0.0, rate=1.0, mode="none")
     return Mechanism(
@@ -41,4 +43,5 @@ def release_mechanism(config: PrivacySection, *, d: int, sigma: float, releases:
         batches="shared" if config.mode == "paper" else config.batches,
         releases=releases,
         mode=config.mode,
+        unit=unit,
     )

@@ -36,7 +36,13 @@ from node.maths.clipping import clipped_sum, mean_gradient
 from node.maths.purity import keyed_seeds
 from node.maths.synthetic import random_parameters
 from node.privacy import noise
-from node.privacy.accountant import Mechanism, epsilon_pld, remaining_compositions
+from node.privacy.accountant import (
+    OTHER_UNIT,
+    Mechanism,
+    epsilon_pld,
+    remaining_compositions,
+    units,
+)
 from node.privacy.block_objective import BlockObjective
 from node.privacy.calibration import release_mechanism
 from node.privacy.ledger import Ledger
@@ -72,6 +78,8 @@ class GateConfig:
     """Nominal noise multiplier: `noise_multiplier`, or the paper's formula in mode paper."""
     seed: int
     """The run's public seed, of initial parameters and of the batches of mode none."""
+    unit: str = ""
+    """As in `[task]`, where the task's examples are persons (node/privacy/unit_task.py)."""
     full_gradient: bool = True
     """Gradients of all parameters will be asked for, not of blocks."""
     limit: float | None = None
@@ -440,7 +448,11 @@ def make_gate(
     if ledger is None:
         raise LedgerError(f'privacy.mode = "{privacy.mode}" releases nothing without a ledger.')
     mechanism = release_mechanism(
-        privacy, d=task.layout.size, sigma=config.sigma, releases=config.releases
+        privacy,
+        d=task.layout.size,
+        sigma=config.sigma,
+        releases=config.releases,
+        unit=config.unit,
     )
     kind = DPGate if privacy.mode == "strict" else PaperGate
     return kind(
@@ -459,11 +471,17 @@ def _budget(config: GateConfig, ledger: Ledger, mechanism: Mechanism) -> int | N
     """Compositions that the data's lifetime limit leaves to this run; None: no limit.
 
     Raises:
+        ConfigurationError: the ledger's releases protect another unit than this run.
         BudgetSpent: none, and the run has made no release yet. (One that has goes on mixing.)
     """
     if config.limit is None:
         return None
     rows, most = ledger.rows(), mechanism.compositions(config.rounds)
+    if not units(rows) <= {config.unit}:
+        raise ConfigurationError(
+            f"{OTHER_UNIT} Take task.unit as in the earlier runs, or set budget.epsilon = "
+            '"unlimited".'
+        )
     left = remaining_compositions(rows, mechanism, config.limit, config.limit_delta, most=most)
     if most and not left and not ledger.rows(config.run):
         spent = epsilon_pld(rows, config.limit_delta)

@@ -49,6 +49,9 @@ MARK = -1
 COUNTED = MARK - 1
 """The round of the first row that stands for one that was lost; the next are below it."""
 
+PER = " per "
+"""Between mode and unit of a row: "strict per patient_id"."""
+
 _TABLE = """
 CREATE TABLE debit (
     seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
@@ -361,7 +364,7 @@ class Ledger:
         self, run: str, round: int, recipient: str, m: Mechanism
     ) -> tuple[str | float, ...]:
         """A row but for its place in the chain."""
-        how_made = (m.mode, float(m.sigma), float(m.rate), m.batches, m.releases)
+        how_made = (_written(m), float(m.sigma), float(m.rate), m.batches, m.releases)
         return (run, round, recipient, *how_made, self._clock())
 
     def _account(
@@ -486,9 +489,10 @@ class Ledger:
                 raise self._integrity_error(f"has a gap before row {sequence}")
             if digest != _digest(sequence, values, previous):
                 raise self._integrity_error(f"was changed at row {sequence}")
-            run, round, recipient, mode, sigma, rate, batches, releases, _ = values
+            run, round, recipient, written, sigma, rate, batches, releases, _ = values
+            mode, _, unit = written.partition(PER)
             mechanism = Mechanism(
-                sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode
+                sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode, unit=unit
             )
             self._account(run, recipient, mechanism, (run, round) in shared, digest)
             if round <= COUNTED:
@@ -518,6 +522,13 @@ class Ledger:
 
     def _integrity_error(self, why: str) -> LedgerError:
         return LedgerError(f"The ledger {self._name} {why}. {_ADVICE}")
+
+
+def _written(mechanism: Mechanism) -> str:
+    """Mode and unit in one column: who does not know of units takes it for no mode that has an
+    ε.
+    """
+    return f"{mechanism.mode}{PER}{mechanism.unit}" if mechanism.unit else mechanism.mode
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:

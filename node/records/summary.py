@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from node.config.task import adjacency
 from node.figures import Metric
 from peer import files
 from peer.errors import DataError
@@ -74,8 +75,10 @@ class Privacy(Part):
     privacy.
     """
     batches: Literal["independent", "shared"] | None = None
-    adjacency: str = "add/remove one example"
+    adjacency: str = adjacency("")
     """Which data sets count as neighbors: replacing an example costs about twice the ε."""
+    unit: str = ""
+    """The privacy unit (task.unit), whose rows are protected together; empty: single examples."""
     delta: float | None = None
     sigma: Figure = None
     """Noise multiplier: noise of std sigma·C on the sum of clipped gradients."""
@@ -440,8 +443,9 @@ def promise(privacy: Privacy) -> str | None:
         return None
     words = f"ε_total: {conditions(privacy)}."
     if total is not None and privacy.mode == "strict" and not privacy.insecure_seed:
+        whom = f"all rows of one {privacy.unit}" if privacy.unit else "one example"
         words += (
-            " So whatever the other nodes see, with one example more or less in a node's data it "
+            f" So whatever the other nodes see, with {whom} more or less in a node's data it "
             f"is at most e^{total:.2f} times as likely, but for a probability of δ."
         )
     return words if link is None else f"{words} ε_link: one neighbor alone; {LINK}."

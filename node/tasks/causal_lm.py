@@ -83,12 +83,12 @@ class Ingredients:
 class CausalLM(Task):
     """A `Task`, safe to use from several threads: parameters are arguments."""
 
-    indexes = True
+    indexes = bundled = True
 
     def __init__(self, of: Ingredients) -> None:
         self.inputs = of.inputs
         self._train = of.encoder.sequences(of.rows)
-        self.num_examples = len(self._train)
+        self.num_examples, self._units = len(self._train), of.rows.units
         self.micro_batch = of.text.micro_batch
         self.adapted = bool(of.text.lora_rank)
         self.dtype = TYPES[of.text.dtype]
@@ -115,6 +115,10 @@ class CausalLM(Task):
 
     def to(self, device: torch.device) -> None:
         self.device, self._train = device, self._train.to(device)
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        return self._units
 
     def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Token ids and labels, int64 [n, length] each; −100 where nothing is learned."""
@@ -391,7 +395,7 @@ def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Text
         raise ConfigurationError(
             "Own data needs data.name in the node's file: its privacy ledger goes by that name."
         )
-    test = datasets.read_texts(data.test, task) if data.test else None
+    test = datasets.read_texts(data.test, task.per_row) if data.test else None
     return datasets.read_texts(data.path, task), test
 
 

@@ -39,7 +39,7 @@ EVALUATION_CHUNK = 256
 class Classification(Task):
     """A `Task`, safe to use from several threads: parameters are arguments."""
 
-    indexes = True
+    indexes = bundled = True
 
     def __init__(
         self,
@@ -131,6 +131,10 @@ class Classification(Task):
     @property
     def validation(self) -> Validation | None:
         return None if self._validation is None else self
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        return self._train.units
 
     def validate(self, parameters: Mapping[str, Tensor], kind: Value) -> Tensor:
         """Scalar: accuracy in [0, 1], or the negative mean loss, on the validation set."""

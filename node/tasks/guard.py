@@ -20,10 +20,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import node
 import peer
+from node.data.cells import is_empty
+from node.data.units import numbered
 from node.device import CPU
 from node.figures import COMMON_METRICS, Metric, unfit
 from node.hooks import no_op
@@ -116,6 +119,28 @@ class Guarded(Wrapper, Task):
                 "num_examples is no number of examples; make it a property that gives one"
             )
         return int(count)
+
+    @property
+    def units(self) -> NDArray[np.int64] | None:
+        """Read when it is asked for, as without `task.unit` an attribute of that name may be
+        anything.
+        """
+        names = self._read("units")
+        if names is None:
+            return None
+        if isinstance(names, Tensor):
+            names = names.detach().cpu().numpy()
+        listed = names.tolist() if isinstance(names, np.ndarray) else names
+        if not isinstance(listed, tuple | list) or len(listed) != self.num_examples:
+            raise self._refusal(
+                "units is no list of num_examples names or numbers; say whose each example is"
+            )
+        if not all(isinstance(name, str | int) for name in listed) or any(map(is_empty, listed)):
+            raise self._refusal(
+                "units has something in it that is no name and no integer; say whose each example "
+                "is"
+            )
+        return numbered(listed)
 
     def _metrics(self) -> tuple[Metric, ...]:
         """The common ones where the task declares none."""

@@ -45,6 +45,7 @@ def module_task(
     metrics: Mapping[Metric, Measure] | None = None,
     inputs: Mapping[str, str] = MappingProxyType({}),
     micro_batch: int | None = None,
+    units: Sequence[str | int] | None = None,
 ) -> OwnTask:
     """The task to learn a module from examples.
 
@@ -64,6 +65,7 @@ def module_task(
             cross-entropy.
         inputs: what the module is fed, in words that nodes compare (docs/own-task.md).
         micro_batch: how many examples a backward pass takes; None: any number.
+        units: whose each example of `data` is, where the run has a privacy unit (task.unit).
 
     Raises:
         ConfigurationError, DataError: one sentence.
@@ -84,6 +86,7 @@ def module_task(
         metrics=metrics,
         inputs=inputs,
         micro_batch=micro_batch,
+        units=units,
     )
 
 
@@ -193,11 +196,13 @@ class ModuleTask:
         metrics: Mapping[Metric, Measure],
         inputs: Mapping[str, str],
         micro_batch: int | None,
+        units: Sequence[str | int] | None,
     ) -> None:
         self._build, self._loss = build, loss
         self._train, self._test, self._validation = train, test, validation
         self._measures, self.metrics = metrics, (*metrics, LOSS)
         self.inputs, self.micro_batch, self.device = inputs, micro_batch, CPU
+        self.units = units
         with seeded(0):  # what is frozen is the same everywhere
             self._model = unroll(build())
         refuse_batchnorm(self._model)

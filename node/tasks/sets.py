@@ -114,7 +114,7 @@ def _own(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
             "Own data needs data.name in the node's file: its privacy ledger goes by that name."
         )
     train = datasets.own(data.path, task)
-    test = _prepared(datasets.own(data.test, task), task) if data.test else None
+    test = _prepared(datasets.own(data.test, task.per_row), task) if data.test else None
     return train, test, validation.load(run, data, train)
 
 

@@ -120,7 +120,7 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
             raise DataError(
                 f"{path} is not the validation set of this run; copy the file that pack was given."
             )
-        examples = datasets.own(path, run.task)
+        examples = datasets.own(path, run.task.per_row)
         own = run.task.data == "own"
         if shared := _shared(examples, train if own else train.take(_rows(data, len(train)))):
             overlap = f"{path} overlaps the training data ({shared} examples)"

@@ -75,7 +75,7 @@ class Starting(Screen):
     before its handlers are there."""
 
     def __init__(self, daemons: list[DaemonProcess]) -> None:
-        super().__init__(4, quiet=True)
+        super().__init__(4, quiet=True, adjacency="")
         self.daemons = daemons
 
     def show(self, nodes: Mapping[str, Progress]) -> None:
@@ -229,7 +229,7 @@ def test_a_disk_that_refuses_metrics_is_a_sentence(tmp_path: Path) -> None:
     found.metrics = "peerpoise_rounds_total 3\n"
     (tmp_path / "metrics-n0.txt").mkdir()
     with (
-        Screen(1, quiet=True) as screen,
+        Screen(1, quiet=True, adjacency="") as screen,
         pytest.raises(StorageError, match=r"metrics-n0.txt can't be written: "),
     ):
         follow([found], tmp_path, screen)
@@ -238,7 +238,10 @@ def test_a_disk_that_refuses_metrics_is_a_sentence(tmp_path: Path) -> None:
 def test_output_that_fills_a_disk_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open("/dev/full", "w", encoding="utf-8") as full, Screen(1, quiet=False) as screen:
+    with (
+        open("/dev/full", "w", encoding="utf-8") as full,
+        Screen(1, quiet=False, adjacency="") as screen,
+    ):
         screen.console.file = full
         found = daemon(tmp_path, "n0", "import time; time.sleep(60)")
         with pytest.raises(StorageError, match="The output can't be written: No space left"):
@@ -262,7 +265,7 @@ def test_metrics_are_kept(tmp_path: Path, endpoint: str) -> None:
     found.scrape()
     assert found.metrics == "peerpoise_rounds_total 3\n"
     found.process.wait()
-    with Screen(1, quiet=True) as screen:
+    with Screen(1, quiet=True, adjacency="") as screen:
         follow([found], tmp_path, screen)
     assert (tmp_path / "metrics-n0.txt").read_text() == found.metrics
 

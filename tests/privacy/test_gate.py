@@ -486,7 +486,7 @@ def test_calibrated_noise_covers_the_largest_neighborhood() -> None:
     config = PrivacySection(epsilon=8.0, delta=1e-4, rate=0.0512)
     sigma = noise_multiplier(config, d=650, rounds=1000, releases=3)
     assert sigma == pytest.approx(1.68, rel=0.01)
-    mechanism = release_mechanism(config, d=650, sigma=sigma, releases=3)
+    mechanism = release_mechanism(config, d=650, sigma=sigma, releases=3, unit="")
     assert 7.9 < epsilon_pld([Spent(mechanism, 3000)], 1e-4) <= 8.0
     assert noise_multiplier(PrivacySection(sigma=2.5), d=650, rounds=1, releases=3) == 2.5
 
@@ -497,7 +497,7 @@ def test_what_is_accounted_is_what_the_grid_leaves_of_the_noise(
     gate(task, ledger, config_sigma=2.0)(task.initial_parameters(0), 0, "b")
     [row] = ledger.rows()
     assert row.mechanism.sigma == noise.effective(2.0, task.layout.size) < 2.0
-    large = release_mechanism(PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1)
+    large = release_mechanism(PrivacySection(sigma=2.0), d=10**9, sigma=2.0, releases=1, unit="")
     assert large.sigma == pytest.approx(2.0 / (1 + 2.0 * 10**4.5 / noise.STEPS), rel=1e-4)
     assert large.sigma < 1.9
 

@@ -148,10 +148,19 @@ def test_nobody_else_learns_that_a_set_has_private_records(files, capsys):
     np.savez(files[1], x=x, y=y)
     config, section = own(files)
     task = make(config, section)
-    assert task.validation is task
-    assert len(task._validation) == len(x)
     told = capsys.readouterr().err
     assert "overlaps the training data (3 examples). Nobody else is told." in told
+
+    other = DataSection(
+        name="d", path=npz(files[0].with_name("other.npz"), 40, 3), validation=files[1]
+    )
+    values = [value(each, task.initial_parameters(1)) for each in (task, make(config, other))]
+    assert values[0] == values[1], "on the same set"
+    assert "overlaps" not in capsys.readouterr().err
+
+
+def value(task, x):
+    return task.validation.validate(views(task.layout, x), "loss")
 
 
 def test_without_one_an_algorithm_that_needs_it_says_what_to_do(files):

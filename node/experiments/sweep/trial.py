@@ -126,7 +126,9 @@ def accounted(plan: Plan, summary: Summary, model: Path) -> float | None:
     own gradient enters what is sent without noise of its own. None: there is none."""
     privacy, sigma = plan.run.privacy, summary.privacy.sigma or 0.0
     _, x = checkpoint.load_model(model)
-    answers = release_mechanism(privacy, d=x.numel(), sigma=sigma, releases=plan.releases)
+    answers = release_mechanism(
+        privacy, d=x.numel(), sigma=sigma, releases=plan.releases, unit=plan.run.task.unit
+    )
     total = epsilon_total(replace(answers, mode="strict"), plan.run.train.rounds, privacy.delta)
     return total if total < float("inf") else None
 
