@@ -9,9 +9,9 @@ import csv
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,13 @@ from node.maths.scores import auc
 
 PAGE = ROOT / "docs" / "day.md"
 NAMES = ("north", "west", "south", "east")
-OFFICES = dict(zip(NAMES, (wards.OFFICES[name] for name in "acba"), strict=True))
-ROWS = 1000
+OFFICES = {
+    name: replace(office, columns=(*office.columns, "patient_id"))
+    for name, office in zip(NAMES, (wards.OFFICES[name] for name in "acba"), strict=True)
+}
+ROWS = 1200
+"""Of a table, and half as many patients."""
+WHOM = "add/remove all rows of one patient_id"
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,8 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, our: Our) -> Non
     for name, office in OFFICES.items():
         rng = np.random.default_rng((1, NAMES.index(name)))
         for file, count in (("ward.csv", ROWS), ("test.csv", ROWS // 2)):
-            wards.save(
-                our.hosts[name].home / file, wards.patients(rng, count, office.wards), office
-            )
+            rows = wards.visits(rng, count, office.wards)
+            wards.save(our.hosts[name].home / file, rows, office)
     (run_file,) = typed.blocks(PAGE, "toml")
     (our.hosts["north"].home / "ward.toml").write_text(run_file, encoding="utf-8")
     (new,) = typed.blocks(PAGE, "csv")
@@ -94,6 +98,8 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, our: Our) -> Non
         for name, home in homes.items():
             summary = finished(home)
             assert summary["privacy"]["epsilon"]["total"] <= 4.0
+            assert summary["privacy"]["adjacency"] == WHOM
+            assert nobody_is_named(home)
             assert without_privacy[name] > 0.78, "there is something to learn"
             assert summary["task_metrics"]["auc"]["mean"] > without_privacy[name] - 0.02
     starts = events(first["south"] / "state", "listening")
@@ -102,9 +108,9 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, our: Our) -> Non
     assert "the renewed certificate is in force" in our.hosts["west"].said()
     rounds = events(first["west"] / "state", "round")
     assert rounds[0]["time"] < certificate["time"] < rounds[-1]["time"]
-    keys = {path.parent.relative_to(tmp_path) for path in tmp_path.glob("**/*.key")}
-    federation = Path("north", "packed", "federation")
-    assert keys == {federation, *(Path(name, "state", "peerpoise") for name in NAMES)}
+    keys = {path.relative_to(tmp_path) for path in tmp_path.glob("**/*.key")} - known_rows(NAMES)
+    authority = Path("north", "packed", "federation", "ca.key")
+    assert keys == {authority, *(Path(name, "state", "peerpoise", "node.key") for name in NAMES)}
 
     monkeypatch.chdir(our.hosts["west"].home)
     (with_peerpoise, plain) = typed.blocks(PAGE, "python")
@@ -118,11 +124,13 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, our: Our) -> Non
 
 
 def test_the_pages_agree() -> None:
-    """docs/tables.md explains the file that docs/day.md has."""
+    """docs/tables.md explains the file that docs/day.md has, and says how persons are added."""
     (of_day,), (of_tables,) = (
-        typed.blocks(page, "toml") for page in (PAGE, PAGE.with_name("tables.md"))
+        map(tomllib.loads, typed.blocks(page, "toml"))
+        for page in (PAGE, PAGE.with_name("tables.md"))
     )
-    assert tomllib.loads(of_day) == tomllib.loads(of_tables)
+    assert of_day["task"].pop("unit") == "patient_id"
+    assert of_day == of_tables
 
 
 def pooled_auc(task: TaskSection, homes: Mapping[str, Path]) -> dict[str, float]:
@@ -144,6 +152,17 @@ def pooled_auc(task: TaskSection, homes: Mapping[str, Path]) -> dict[str, float]
         margin = test.x.flatten(1) @ w[:-1].detach()
         scores[name] = auc(margin.double().numpy(), np.asarray(test.y) == 1)
     return scores
+
+
+def nobody_is_named(home: Path) -> bool:
+    files = [path for path in (home / "state").rglob("*") if path.is_file()]
+    assert files
+    return not any(b"MRN-" in file.read_bytes() for file in files)
+
+
+def known_rows(names: Sequence[str]) -> set[Path]:
+    """What ledgers know their data by."""
+    return {Path(name, "state", "peerpoise", "ledger", "rows.key") for name in names}
 
 
 def in_round(home: Path, t: int) -> bool:

@@ -55,6 +55,15 @@ def patients(rng: np.random.Generator, n: int, wards: Sequence[str]) -> list[dic
     return rows
 
 
+def visits(rng: np.random.Generator, n: int, wards: Sequence[str]) -> list[dict[str, str]]:
+    """As `patients`, n rows of one to three visits each, with the column `patient_id`."""
+    rows, number = patients(rng, n, wards), 0
+    for row in rows:
+        row["patient_id"] = f"MRN-{number}"
+        number += int(rng.random() < 0.5)
+    return rows
+
+
 def write(folder: Path, n: int = 600, seed: int = 1) -> None:
     """NAME.csv and NAME-test.csv of every office."""
     for k, (name, office) in enumerate(OFFICES.items()):
