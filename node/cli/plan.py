@@ -287,11 +287,14 @@ def _lifetime(question: Question, mechanism: Mechanism) -> Lifetime:
             rows, mechanism, now.limit, budget.delta, most=mechanism.compositions(rounds)
         )
         left = compositions // max(mechanism.compositions(1), 1)
+    other_unit = not units(rows) <= {question.run.task.unit}
     known = {each.name: getattr(now, each.name) for each in fields(now)}
+    if other_unit:
+        known |= {"spent": math.inf, "left": None if now.limit is None else 0.0}
     return Lifetime(
         **known,
         planned=epsilon_total(mechanism, rounds, budget.delta),
-        other_unit=not units(rows) <= {question.run.task.unit},
+        other_unit=other_unit,
         rounds_left=left,
     )
 

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 
 from kit import ROOT, free_ports, typed, wards
@@ -60,7 +61,11 @@ def peerpoise(*words: str, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("day")
-    wards.write(folder, 200)
+    rng = np.random.default_rng(1)
+    for name, office in wards.OFFICES.items():
+        with_ids = replace(office, columns=(*office.columns, "patient_id"))
+        for file in (f"{name}.csv", f"{name}-test.csv"):
+            wards.save(folder / file, wards.visits(rng, 200, office.wards), with_ids)
     (text,) = typed.blocks(ROOT / "docs" / "day.md", "toml")
     (folder / "day.toml").write_text(text, encoding="utf-8")
     settings = ["train.rounds=3", "start.timeout_s=1"]
@@ -124,6 +129,14 @@ def gone(name: str, words: Callable[[Day], Words]) -> Mistake:
     return prepare
 
 
+def nobodys(day: Day) -> Words:
+    """More of them than task.bad_rows allows."""
+    head, *rows = day.file("a.csv").read_text(encoding="utf-8").splitlines()
+    without = [row.rpartition(",")[0] + "," for row in rows]
+    day.file("a.csv").write_text("\n".join([head, *without]), encoding="utf-8")
+    return day.run()
+
+
 def column_twice(day: Day) -> Words:
     head, *rows = day.file("a.csv").read_text(encoding="utf-8").splitlines()
     twice = [f"{head},age", *(f"{row},50" for row in rows)]
@@ -141,11 +154,13 @@ TABLE: dict[str, tuple[Mistake, int, str]] = {
     # the table
     "a table that is not there": (gone("a.csv", RUN), 66, "There is no data file"),
     "an empty table": (of("a.csv", "", RUN), 66, "it is empty"),
-    "a header and no row": (of("a.csv", "age,creatinine,sex,ward,admitted,died\n", RUN), 66, "has no rows"),
+    "a header and no row": (of("a.csv", "age,creatinine,sex,ward,admitted,died,patient_id\n", RUN), 66, "has no rows"),
     "a table without the label": (edited("a.csv", "died", "dead", RUN), 66, "has no column 'died'; it has age"),
     "a table without a feature": (edited("a.csv", "creatinine", "kreatinin", RUN), 66, "has no column 'creatinine'; it has age"),
+    "a table without patients": (edited("a.csv", "patient_id", "patient", RUN), 66, "has no column 'patient_id'"),
+    "a row that is nobody's": (nobodys, 66, "so that nobody knows whose row it is"),
     "a column twice": (column_twice, 66, "has the column 'age' twice; leave one"),
-    "a label of another spelling": (edited("a.csv", ",yes\n", ",YES!\n", RUN), 66, "'YES!' is none of task.labels (no, yes)"),
+    "a label of another spelling": (edited("a.csv", ",yes,", ",YES!,", RUN), 66, "'YES!' is none of task.labels (no, yes)"),
     "too many unknown categories": (edited("a.csv", ",f,", ",female,", RUN), 66, "more than task.bad_rows = 0.02 allows"),
     "dates of another form": (edited("a.csv", "2024-", "24/", RUN), 66, "a date as 2024-05-31 is expected"),
     "a workbook": (of("a.csv", b"PK\3\4" + bytes(100), RUN), 66, "is a workbook or an archive"),

@@ -141,7 +141,7 @@ def test_any_other_model_is_no_folder(peerpoise: Call, experiment: Path, tmp_pat
     result = peerpoise("export", tmp_path / "run", "--out", tmp_path / "exported")
     assert result.code == 78
     assert result.err.splitlines() == [
-        f"peerpoise: {tmp_path / 'exported'} does not end in .safetensors; "
+        f"peerpoise: {tmp_path / 'exported'} does not end in .safetensors or .onnx; "
         "only a language model is written as a folder."
     ]
     assert not (tmp_path / "exported").exists()

@@ -127,7 +127,7 @@ async def test_an_early_verdict_stops_a_writer_that_is_held_back(world: World) -
     assert await settled(lambda: sender.asked) <= 1 + AHEAD
     service.gate.set()
     assert await transfer == Sender(1).digest
-    assert sender.asked <= 1 + AHEAD
+    assert sender.asked <= 2 + AHEAD, "one may go before the verdict comes"
     assert sender.closed
     await link.close()
     await listener.close(0)
