@@ -58,7 +58,6 @@ def _has_protected_others(node: NodeConfig, unit: str) -> bool:
     name = node.data.name or "experiment"
     with suppress(PeerpoiseError):
         folder = node.budget.folder
-        if Ledger.exists(folder, name):
-            with closing(Ledger.open(folder, name)) as ledger:
-                return not units(ledger.rows()) <= {unit}
+        with closing(Ledger.look(folder, name)) as ledger:
+            return not units(ledger.rows()) <= {unit}
     return False

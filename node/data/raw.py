@@ -4,6 +4,7 @@ rows, under another schema, split, or saved again by another program.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -11,6 +12,9 @@ from functools import lru_cache
 from node.data.cells import EMPTY
 from node.data.columns import text
 from node.encoding import composed
+
+MIDNIGHT = re.compile(r"[ T]00:00:00(\.0+)?$")
+"""What a date has behind it in files that know times only."""
 
 
 def row(cells: Mapping[str, object]) -> bytes:
@@ -21,13 +25,20 @@ def row(cells: Mapping[str, object]) -> bytes:
 
 
 def _plain(cell: object) -> str:
-    """A number as Python writes it: 1.50 is 1.5. Empty where there is nothing."""
+    """1.50 is 1.5. Empty where there is nothing."""
     written = cell if isinstance(cell, str) else text(cell)
     try:
         number = float(written)
     except ValueError:
         return _word(written)
-    return repr(number) if number == number else ""
+    return _number(number)
+
+
+def _number(number: float) -> str:
+    """Six digits of it, which files of half the precision agree in; all of a whole number."""
+    if number != number:
+        return ""
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else f"{number:.6g}"
 
 
 @lru_cache(maxsize=1 << 16)
@@ -37,5 +48,5 @@ def _word(cell: str) -> str:
     if stripped.lower() in EMPTY:
         return ""
     with suppress(ValueError):
-        return repr(float(stripped.replace(",", ".")))
-    return composed(stripped).casefold()
+        return _number(float(stripped.replace(",", ".")))
+    return MIDNIGHT.sub("", composed(stripped)).casefold()

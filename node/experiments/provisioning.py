@@ -43,7 +43,7 @@ START = "start.safetensors"
 """What `train.start` is called beside run.toml."""
 ASKED = (
     "Write budget.epsilon into node.toml before you start: what these data may give away in all "
-    "runs together, earlier ones included (peerpoise plan --data NAME says what is spent)."
+    "runs together, earlier ones included (peerpoise budget NAME says what is spent)."
 )
 BUDGET_NOTE = {
     "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "

@@ -74,6 +74,11 @@ def export(run: Path, model: Path, out: Path, form: Form | None = None) -> tuple
     form = form or _FORMS.get(out.suffix, "folder")
     if form != "folder":
         info = _info(run, model)
+        if info is not None and info.rounds_run == 0:
+            raise DataError(
+                f"{run} has run none of its {info.rounds} rounds, so its model is the one that it "
+                "began with; export another host's."
+            )
         beside = None if info is None else _place_of_card(out)
         if form == "onnx":
             _write_onnx(run, info, layout, x, out)
@@ -145,11 +150,18 @@ def _info(run: Path, model: Path) -> ModelInfo | None:
         nodes=result.nodes,
         algorithm=result.algorithm,
         rounds=result.rounds,
+        rounds_run=_rounds_run(result, whose),
         task=task,
         input_shape=_input_shape(model),
         metrics=metrics_of(result, whose) if result.test_public else {},
         privacy=privacy_sentence(result.privacy),
     )
+
+
+def _rounds_run(result: Summary, whose: str | None) -> int | None:
+    """Of a node, or the fewest of all."""
+    of = result.rounds_run
+    return of.get(whose) if whose else min(of.values(), default=None)
 
 
 def _input_shape(model: Path) -> Shape | None:

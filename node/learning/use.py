@@ -56,7 +56,7 @@ class Model(nn.Module):
 
     def inputs(self, rows: Rows) -> tuple[Tensor, BadRows]:
         """What the columns of a table become, [n, inputs], and the rows in which something is
-        wrong, whose inputs mean nothing.
+        wrong, whose inputs are NaN.
 
         Raises:
             ConfigurationError: the model is no table's.
@@ -72,6 +72,7 @@ class Model(nn.Module):
             raise DataError(f"The rows lack the column {missing[0]!r}, which the model was fed.")
         cells = {name: [_plain(cell) for cell in rows[name]] for name in names}
         x, bad = features.matrix(cells, task)
+        x[list(bad)] = float("nan")  # or a number would be predicted for them
         return torch.from_numpy(x), bad
 
     @torch.no_grad()

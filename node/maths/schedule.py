@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from node.config import AlgorithmConfig
+from peer.errors import ConfigurationError
 
 
 class Decay(AlgorithmConfig):
@@ -19,8 +20,19 @@ class Decay(AlgorithmConfig):
     """Round at which it has decayed to 0; None: when the run ends."""
 
     def on_run(self, rounds: int) -> Self:
-        """With what follows from the run's rounds."""
-        if self.decay == "no" or self.decay_until is not None:
+        """With what follows from the run's rounds.
+
+        Raises:
+            ConfigurationError: rounds would be left whose step size is 0.
+        """
+        if self.decay == "no":
+            return self
+        if self.decay_until is not None and self.decay_until < rounds:
+            raise ConfigurationError(
+                f"algorithm.decay_until = {self.decay_until} is before the run's last round: the "
+                f"others of its {rounds} would spend ε, and learn nothing; leave it out."
+            )
+        if self.decay_until is not None:
             return self
         return self.model_copy(update={"decay_until": rounds})
 

@@ -2,8 +2,8 @@
 
 Beside each ledger lies NAME.rows: of every row that was ever released from, the first 8 bytes of
 HMAC-SHA256 under a key that only this folder has (rows.key, 32 random bytes, made once). Without
-the key a file tells nothing: neither whether somebody's row is in it, nor, as it is filled up with
-random numbers to a power of two, how many there are. Whoever has key and file can try rows.
+the key a file tells nothing: neither whether somebody's row is in it, nor, as it is filled up to a
+power of two with what looks like rows, how many there are. Whoever has key and file can try rows.
 
 Files are small: 8 to 16 bytes a row. They are written before the first debit of a run, whole or not
 at all.
@@ -26,14 +26,15 @@ from numpy.typing import NDArray
 
 from node.privacy.accountant import epsilon_pld
 from node.privacy.ledger import Ledger
+from node.privacy.ledger_head import in_use
 from peer import files
-from peer.errors import LedgerError
+from peer.errors import LedgerError, TemporaryFailure
 
 KEY_FILE, KEY_BYTES = "rows.key", 32
 ENDING = ".rows"
 DTYPE = np.dtype("<u8")
 RESTORE = "restore it from a copy (without one: docs/backup.md)"
-_MAGIC = b"PPROWS01"
+_MAGIC, _SALT_BYTES = b"PPROWS01", 32
 _LEAST = 1024
 """Digests in a file at least, so that small data sets look alike."""
 
@@ -100,18 +101,25 @@ class KnownRows:
             LedgerError: what is there can't be read.
             StorageError: the disk refuses.
         """
-        before = self.read(name)
-        if before is None:
-            before = np.empty(0, DTYPE)
-        elif _known(digests, before).all():
+        file = self._read(name)
+        salt, before = file or (secrets.token_bytes(_SALT_BYTES), np.empty(0, DTYPE))
+        if file and _known(digests, before).all():
             return
-        union = np.union1d(before, digests)
+        rows = np.setdiff1d(before, self._filling(salt, len(before)))
+        union = np.union1d(rows, digests)
         size = max(_LEAST, 1 << (len(union) - 1).bit_length())
-        filling = np.frombuffer(secrets.token_bytes(8 * (size - len(union))), DTYPE)
-        body = np.sort(np.concatenate([union, filling])).astype(DTYPE).tobytes()
-        content = _MAGIC + self._mark + body
+        every = np.concatenate([union, self._filling(salt, size - len(union))])
+        content = _MAGIC + self._mark + salt + np.sort(every).astype(DTYPE).tobytes()
         check = hashlib.sha256(content).digest()
         files.atomic_write(self._path(name), content + check, "ledger_rows")
+
+    def _filling(self, salt: bytes, count: int) -> Digests:
+        """What a file is filled up with: the same every time, or it would betray, compared with an
+        older one, which digests are rows.
+        """
+        numbers = (number.to_bytes(8, "little") for number in range(count))
+        made = (hmac.digest(self._key, salt + number, "sha256")[:8] for number in numbers)
+        return np.frombuffer(b"".join(made), DTYPE)
 
     def read(self, name: str) -> Digests | None:
         """Sorted, those of nobody among them; None: it is not known which rows the ledger has.
@@ -119,6 +127,11 @@ class KnownRows:
         Raises:
             LedgerError: the file is damaged, or of another key.
         """
+        file = self._read(name)
+        return file and file[1]
+
+    def _read(self, name: str) -> tuple[bytes, Digests] | None:
+        """A file's salt, and its digests."""
         path = self._path(name)
         try:
             content = path.read_bytes()
@@ -135,7 +148,8 @@ class KnownRows:
                 f"{path} was made with another key than {self._folder / KEY_FILE}, so data can't "
                 f"be known again; {RESTORE}."
             )
-        return np.frombuffer(body, DTYPE, offset=start)
+        salt, digests = body[start : start + _SALT_BYTES], body[start + _SALT_BYTES :]
+        return salt, np.frombuffer(digests, DTYPE)
 
     def names(self) -> list[str]:
         """Ledgers whose rows are known."""
@@ -149,6 +163,7 @@ class KnownRows:
 
         Raises:
             LedgerError, ConfigurationError: a ledger that has some can't vouch for what was spent.
+            TemporaryFailure: a daemon that has not released yet uses some under another name.
         """
         anywhere = np.zeros(len(digests), bool)
         names = []
@@ -156,6 +171,11 @@ class KnownRows:
             rows = self.read(other) if other not in (name, *accepted) else None
             known = _known(digests, rows)
             epsilon = _spent(self._folder, other, delta) if known.any() else None
+            if known.any() and epsilon is None and in_use(self._folder / f"{other}.lock"):
+                raise TemporaryFailure(
+                    f"Another daemon is about to learn from rows of {name}, as {other}; stop it, "
+                    "or this one."
+                )
             if epsilon is not None:
                 anywhere |= known
                 names.append(OtherName(other, float(known.mean()), epsilon))

@@ -192,12 +192,14 @@ class Ledger:
     @staticmethod
     def exists(folder: Path, data_name: str) -> bool:
         """Is there anything of this ledger? `open` would make it if not."""
-        return any(os.path.exists(folder / f"{data_name}.{part}") for part in ("sqlite", "head"))
+        return any(
+            os.path.exists(folder / f"{data_name}.{part}") for part in ("sqlite", "head", "rows")
+        )
 
     @staticmethod
     def names(folder: Path) -> list[str]:
         """All ledgers in a folder."""
-        paths = [*folder.glob("*.sqlite"), *folder.glob("*.head")]
+        paths = [*folder.glob("*.sqlite"), *folder.glob("*.head"), *folder.glob("*.rows")]
         return sorted({path.stem for path in paths})
 
     @classmethod
@@ -455,6 +457,8 @@ class Ledger:
         if head is None:
             if self._path.exists() or self._head.path.exists():
                 raise self._integrity_error("has no readable head beside it")
+            if self._path.with_suffix(".rows").exists():  # which are noted after the head is made
+                raise self._integrity_error("is gone, though the rows that it knows are there")
             if self._look:
                 return 0, GENESIS
             self._head.create()

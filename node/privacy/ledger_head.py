@@ -132,3 +132,14 @@ class Lock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def in_use(path: Path) -> bool:
+    """Does a process hold this lock?"""
+    if not path.exists():
+        return False
+    try:
+        Lock(path).close()
+    except TemporaryFailure:
+        return True
+    return False

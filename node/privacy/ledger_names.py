@@ -49,6 +49,8 @@ class LedgerNames(BaseModel):
             LedgerError: some of its files have moved, others not.
         """
         for old, new in self.now.items():
+            if name in (old, new):
+                check_no_copy(folder, old, new)
             if name in (old, new) and any(map(os.path.lexists, parts(folder, old))):
                 raise LedgerError(
                     f"The ledger {old} was being renamed to {new} when that was interrupted; "
@@ -74,6 +76,20 @@ class LedgerNames(BaseModel):
         now = {**self.now, old: new}
         now.pop(new, None)
         return LedgerNames(now=now, first=first)
+
+
+def check_no_copy(folder: Path, old: str, new: str) -> None:
+    """A rename that was interrupted leaves each file at one place.
+
+    Raises:
+        LedgerError: one is at both: an older copy was restored beside the ledger.
+    """
+    pairs = zip(parts(folder, old), parts(folder, new), strict=True)
+    if twice := [source for source, target in pairs if all(map(os.path.lexists, (source, target)))]:
+        raise LedgerError(
+            f"{twice[0]} lies beside the ledger {new}, which {old} was renamed to: an old copy, "
+            f"which would take its place; remove the files {old}.*"
+        )
 
 
 def parts(folder: Path, name: str) -> list[Path]:

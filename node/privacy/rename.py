@@ -8,7 +8,7 @@ from pathlib import Path
 
 from node.privacy.ledger import Ledger, check_name
 from node.privacy.ledger_head import Lock
-from node.privacy.ledger_names import FILE, LedgerNames, parts
+from node.privacy.ledger_names import FILE, LedgerNames, check_no_copy, parts
 from peer import files
 from peer.errors import ConfigurationError
 from peer.failpoint import failpoint
@@ -38,6 +38,7 @@ def rename(folder: Path, old: str, new: str) -> None:
                 part.unlink(missing_ok=True)
             written = names.renamed(old, new).model_dump_json().encode()
             files.atomic_write(folder / FILE, written, "ledger_names")
+        check_no_copy(folder, old, new)
         try:
             _move(folder, old, new)
         except OSError as error:

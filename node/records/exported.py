@@ -35,6 +35,8 @@ class ModelInfo(BaseModel):
     """How many took part."""
     algorithm: str
     rounds: int
+    rounds_run: int | None = None
+    """Those that the node has run: fewer if it was away. None: not known."""
     task: TaskSection
     input_shape: Shape | None = None
     """Channels, height and width of an input; a table's row is 1 × 1 × inputs."""
@@ -62,6 +64,11 @@ def metrics_of(summary: Summary, node: str | None) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def _rounds(info: ModelInfo) -> str:
+    fewer = info.rounds_run is not None and info.rounds_run < info.rounds
+    return f"{info.rounds_run} of {info.rounds}" if fewer else str(info.rounds)
+
+
 def card(info: ModelInfo, file: str) -> str:
     """A model card, Markdown."""
     measured = [f"| {name} | {value:.4g} |" for name, value in info.metrics.items()]
@@ -74,7 +81,7 @@ def card(info: ModelInfo, file: str) -> str:
         ("learns", f"{task.name}: {task.label} from {learned}"),
         ("classes", ", ".join(task.labels) or str(task.classes)),
         ("data", "each node's own" if task.data == "own" else str(task.path or task.data)),
-        ("trained by", f"{info.algorithm}, {info.rounds} rounds, {info.nodes} nodes"),
+        ("trained by", f"{info.algorithm}, {_rounds(info)} rounds, {info.nodes} nodes"),
         ("run", f"{info.run} ({info.run_id})"),
         ("privacy", info.privacy),
         ("software", f"peerpoise {info.version}"),

@@ -4,6 +4,7 @@ documented exit code, nothing lost.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,15 @@ def gone(name: str, words: Callable[[Day], Words]) -> Mistake:
     return prepare
 
 
+def export_of_no_round(day: Day) -> Words:
+    """Its folder was copied afresh, or lost its state."""
+    file = day.file("runs/summary.json")
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    summary["rounds_run"] = dict.fromkeys(summary["rounds_run"], 0)
+    file.write_text(json.dumps(summary), encoding="utf-8")
+    return ["export", "runs", "--out", "untrained.safetensors"]
+
+
 def nobodys(day: Day) -> Words:
     """More of them than task.bad_rows allows."""
     head, *rows = day.file("a.csv").read_text(encoding="utf-8").splitlines()
@@ -198,6 +208,7 @@ TABLE: dict[str, tuple[Mistake, int, str]] = {
     # afterwards
     "export of a run that has no model": (lambda _: ["export", "packed/a", "--out", "m.safetensors"], 66, "There is no model packed/a"),
     "export of no run": (lambda _: ["export", "none", "--out", "m.safetensors"], 66, "There is no run folder none"),
+    "export of a host that ran no round": (export_of_no_round, 66, "has run none of its 3 rounds"),
     "predict without a column": (of("new.csv", "age,sex\n3,f\n", lambda _: ["predict", "ward.safetensors", "new.csv"]), 66, "creatinine"),
     "predict by no model": (lambda _: ["predict", "a.csv", "a.csv"], 66, "a.csv is no model of peerpoise"),
     "predict for no rows": (lambda _: ["predict", "ward.safetensors", "none.csv"], 66, "none.csv"),

@@ -15,7 +15,7 @@ from node.privacy.accountant import Mechanism, epsilon_pld
 from node.privacy.known_rows import KEY_FILE, KnownRows
 from node.privacy.ledger import Ledger
 from peer import failpoint
-from peer.errors import ConfigurationError, LedgerError, StorageError
+from peer.errors import ConfigurationError, LedgerError, StorageError, TemporaryFailure
 
 STRICT = Mechanism(sigma=2.0, rate=0.1)
 ROWS = [f"row {k}".encode() for k in range(100)]
@@ -32,8 +32,10 @@ def spend(folder: Path, name: str, mechanism: Mechanism = STRICT) -> float:
 
 
 def note(folder: Path, name: str, rows: list[bytes] = ROWS) -> KnownRows:
-    known = known_rows(folder)
-    known.add(name, known.digests(rows))
+    """As a daemon does, whose ledger is open by then."""
+    with Ledger.open(folder, name):
+        known = known_rows(folder)
+        known.add(name, known.digests(rows))
     return known
 
 
@@ -51,8 +53,43 @@ def test_rows_are_known_again_in_any_order(tmp_path: Path) -> None:
 def test_rows_under_a_name_that_has_not_spent_are_nobodys(tmp_path: Path) -> None:
     known = note(tmp_path, "ward")
     assert known.elsewhere("other", known.digests(ROWS), delta=1e-5).names == []
-    Ledger.open(tmp_path, "ward").close()
-    assert known.elsewhere("other", known.digests(ROWS), delta=1e-5).names == []
+
+
+def test_who_is_about_to_spend_on_them_under_another_name_is_noticed(tmp_path: Path) -> None:
+    """Its daemon may wait for its neighbors for an hour."""
+    known = note(tmp_path, "ward")
+    with (
+        Ledger.open(tmp_path, "ward"),
+        pytest.raises(TemporaryFailure, match="about to learn from rows of other, as ward"),
+    ):
+        known.elsewhere("other", known.digests(ROWS), delta=1e-5)
+
+
+def test_rows_without_a_ledger_are_a_loss(tmp_path: Path) -> None:
+    """They are noted once there is one: without it somebody has lost what was spent."""
+    known = note(tmp_path, "ward")
+    spend(tmp_path, "ward")
+    for part in ("sqlite", "head"):
+        (tmp_path / f"ward.{part}").unlink()
+    with pytest.raises(LedgerError, match="is gone, though the rows that it knows are there"):
+        Ledger.open(tmp_path, "ward")
+    with pytest.raises(LedgerError, match="is gone"):
+        known.elsewhere("other", known.digests(ROWS), delta=1e-5)
+
+
+def test_a_file_grows_as_its_rows_do(tmp_path: Path) -> None:
+    """And what it is filled up with stays, so that two files of one ledger don't betray it."""
+    known = note(tmp_path, "ward", [f"row {k}".encode() for k in range(1000)])
+    earlier = known.read("ward")
+    for last in range(1001, 1025):
+        note(tmp_path, "ward", [f"row {k}".encode() for k in range(last)])
+    later = known.read("ward")
+    assert earlier is not None
+    assert later is not None
+    assert len(earlier) == len(later) == 1024
+    assert len(np.intersect1d(earlier, later)) == 1000
+    note(tmp_path, "ward", [b"one more"])
+    assert known_rows(tmp_path).read("ward").size == 2048  # type: ignore[union-attr]
 
 
 def test_shares_of_several_names_add_up(tmp_path: Path) -> None:
@@ -179,7 +216,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StorageError, match=r"ward\.rows can't be written"):
         known.add("ward", known.digests(ROWS))
     assert (tmp_path / "ward.rows").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {KEY_FILE, "ward.rows"}
+    assert {path.name for path in tmp_path.glob("*rows*")} == {KEY_FILE, "ward.rows"}
 
 
 # -- looking at a ledger ---------------------------------------------------------------------------

@@ -145,3 +145,27 @@ def test_killed_on_the_way_it_starts_from_nothing_under_no_name(tmp_path: Path, 
         rename(tmp_path, "old", "new")
         assert (spent(tmp_path, "old"), spent(tmp_path, "new")) == (None, 1)
     assert KnownRows(tmp_path).names() == ["new"]
+
+
+def test_an_old_copy_beside_a_renamed_ledger_takes_nobodys_place(tmp_path: Path) -> None:
+    """Restored from a backup of before the rename: the sentence must not advise to finish it."""
+    with Ledger.open(tmp_path, "ward") as ledger:
+        ledger.debit("run", 0, "b", STRICT)
+    copies = {path: path.read_bytes() for path in tmp_path.glob("ward.*")}
+    rename(tmp_path, "ward", "icu")
+    with Ledger.open(tmp_path, "icu") as ledger:
+        ledger.debit("run", 1, "b", STRICT)
+        head = ledger.head
+    for path, content in copies.items():
+        path.write_bytes(content)
+    for attempt in (
+        lambda: rename(tmp_path, "ward", "icu"),
+        lambda: Ledger.open(tmp_path, "icu"),
+        lambda: Ledger.open(tmp_path, "ward"),
+    ):
+        with pytest.raises(LedgerError, match=r"an old copy, .* remove the files ward\.\*"):
+            attempt()
+    for path in copies:
+        path.unlink(missing_ok=True)
+    with Ledger.open(tmp_path, "icu") as ledger:
+        assert ledger.head == head
