@@ -171,7 +171,7 @@ def sentence(of: Account) -> str:
     """What was spent in all, its conditions, and what is left."""
     if not of.runs:
         return f"Nothing was released under the name {of.data} yet: ε_total = 0 ({of.ledger})."
-    left = "no limit is known here"
+    left = "the limit is in the node's file (--config)"
     if of.limit is not None and of.left is not None:
         left = f"{number(of.left)} of {of.limit:g} are left"
     return (

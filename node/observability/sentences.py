@@ -41,6 +41,7 @@ class Sentences:
         """What the next line of a round says of it."""
         self._first, self._from = 0, ""
         """The round it begins with, and where it goes on, if it does."""
+        self._running = False
         self._last_round = 0.0
         """When a round had a line, in seconds."""
 
@@ -98,7 +99,9 @@ class Sentences:
             case "waiting":
                 self._overdue.add(peer)
                 since, until = _clock(now, -fields["since_s"]), _clock(now, fields["until_s"])
-                return f"waits for {peer} since {since}, until {until}: {reason}"
+                return (
+                    f"waits for {peer} since {since}, until {until}: {reason}{self._perhaps_over}"
+                )
             case "waited" if peer in self._overdue:
                 self._overdue.discard(peer)
                 return f"{peer} came, after {duration(fields['seconds'])}"
@@ -121,13 +124,23 @@ class Sentences:
         self._away.add(peer)
 
     def _resume(self, t: int, checkpoint: int) -> None:
-        kept = f"the checkpoint of round {checkpoint + 1}" if checkpoint >= 0 else "no checkpoint"
-        self._first, self._from = t, f"; goes on at round {t + 1}, from {kept}"
+        at = f"from the checkpoint of round {checkpoint + 1}"
+        kept = (
+            at if checkpoint >= 0 else "without a checkpoint, so from the model that all began with"
+        )
+        self._first, self._from = t, f"; goes on at round {t + 1}, {kept}"
+
+    @property
+    def _perhaps_over(self) -> str:
+        """Who comes back late may wait for neighbors that have gone home."""
+        if not self._first or self._running:
+            return ""
+        return " If it has done all its rounds, stop this node, and take a neighbor's model."
 
     def _state(self, state: str, reason: str, now: float) -> str:
         match state:
             case "running":
-                self._last_round = now
+                self._last_round, self._running = now, True
                 missing = self._neighbors - self._live
                 without = f", without {names(missing)}" if missing else ""
                 around = f" with {names(self._live)}" if self._live else ""

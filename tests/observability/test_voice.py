@@ -76,9 +76,11 @@ def test_a_run_from_its_first_line_to_its_last(hear: Hear) -> None:
     ]
     assert list(filter(None, lines)) == [
         f"a listens at 0.0.0.0:7443 for b and c: run digits ({RUN.run_id[:8]}), dpdl, privacy mode "
-        "strict, peerpoise 1.0; goes on at round 2, from no checkpoint",
+        "strict, peerpoise 1.0; goes on at round 2, without a checkpoint, so from the model that all "
+        "began with",
         "b is there",
-        "waits for c since 11:59:57, until 2026-03-02 12:00:00: Nobody listens at h:1.",
+        "waits for c since 11:59:57, until 2026-03-02 12:00:00: Nobody listens at h:1. If it has done "
+        "all its rounds, stop this node, and take a neighbor's model.",
         "starts round 2 of 100 with b, without c",
         f"75% of the privacy budget of these data is spent: lifetime ε 3 of 4 {UNDER}",
         f"round 2 of 100: accuracy 83.1%, ε_total 1.23 {UNDER}",
