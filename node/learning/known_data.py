@@ -1,7 +1,7 @@
 """Are a node's own data known under another ledger's name, where they have spent already?
 
 Asked by the daemon before it releases, marks or connects anything, and by `doctor`. What comes of
-it never leaves the host.
+it stays on the host, but for what the owner accepts: that goes into summary and model card.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from torch import Tensor
 
 from node.config import BudgetSection, DataSection, RunConfig
 from node.data import raw_rows
+from node.maths.per_example import fetch
+from node.maths.purity import keyed_seeds
 from node.privacy.known_rows import Digests, Elsewhere, KnownRows, OtherName
 from node.task import Task
 from node.tasks import TASKS
 from peer.errors import ConfigurationError
 
+SEEDS = keyed_seeds(b"known rows")
+"""Of an own task that draws: the same whenever it is asked, so that its rows are known again."""
 AT_ONCE = 32
 """Rows that an own task is asked for at a time."""
 
@@ -103,7 +107,7 @@ def rows(run: RunConfig, data: DataSection, task: Task) -> Iterator[bytes]:
         return
     for start in range(0, task.num_examples, AT_ONCE):
         numbers = torch.arange(start, min(start + AT_ONCE, task.num_examples))
-        columns = [_bytes(column) for column in task.batch(numbers)]
+        columns = [_bytes(column) for column in fetch(task, numbers, SEEDS)]
         yield from map(b"".join, zip(*columns, strict=True))
 
 
