@@ -194,7 +194,7 @@ def _missing(
     if is_long and not {*named} & {*head}:
         return (
             f"{path} has no header with the columns {', '.join(map(repr, named))}; write their "
-            "names above the rows."
+            f"names above the rows, separated by {', '.join(SEPARATORS.values())}."
         )
     wanted = ", ".join(repr(name) for name in named if name not in head)
     names = ", ".join(filter(None, head))

@@ -6,6 +6,7 @@ vmap; sparse gradients (nn.Embedding(sparse=True)) are made dense.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,10 @@ def vmapped(task: Objective) -> Gradients:
     return gradients
 
 
+DRAWING = threading.Lock()
+"""torch's generator is one for all threads; where nodes share a process, one draws at a time."""
+
+
 def fetch(task: Objective, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
     """The examples of `rows` (int64 [n], n > 0), stacked. Nothing of one may depend on which others
     are asked for, so a task that may do more than index is asked row by row, with torch's generator
@@ -54,7 +59,7 @@ def fetch(task: Objective, rows: Tensor, seeds: Seeds) -> tuple[Tensor, ...]:
     if task.indexes:
         return task.batch(rows)
     single: dict[int, tuple[Tensor, ...]] = {}
-    with seeded_rows(task.device) as seed:
+    with DRAWING, seeded_rows(task.device) as seed:
         for row in dict.fromkeys(rows.tolist()):
             seed(seeds(row))
             single[row] = tuple(column.detach() for column in task.batch(torch.tensor([row])))

@@ -219,7 +219,10 @@ class Identity:
         now = datetime.now(UTC) if now is None else now
         public, expected = private.public_key(), node_id(private.public_key())
         if p256(own) != public:
-            raise IdentityError(f"{certificate} was issued for another key than {key}.")
+            raise IdentityError(
+                f"{certificate} was issued for another key than {key}; is this another host's "
+                "folder?"
+            )
         if not is_issued_by(own, authority):
             raise IdentityError(f"{certificate} was not issued by the CA in {ca}.")
         for path, loaded in ((certificate, own), (ca, authority)):

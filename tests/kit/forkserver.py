@@ -196,7 +196,10 @@ def children() -> set[str]:
     server = _server._process.pid if _server._process else 0
     found = set()
     for list_of in Path("/proc/self/task").glob("*/children"):
-        for pid in map(int, list_of.read_text(encoding="ascii").split()):
+        pids: list[int] = []
+        with suppress(OSError):  # a thread that ends meanwhile
+            pids = [int(word) for word in list_of.read_text(encoding="ascii").split()]
+        for pid in pids:
             with suppress(OSError):
                 name, state = _stat(pid)
                 if pid != server and state != "Z":
