@@ -94,6 +94,8 @@ class KnownData:
 
 def spent(other: OtherName, delta: float) -> str:
     """What was spent under another name, in words."""
+    if not other.epsilon:
+        return "by which another daemon is about to learn from them"
     if not isfinite(other.epsilon):
         return "under which they were used without a guarantee (ε_total is infinite)"
     return f"under which ε_total = {other.epsilon:.3g} is spent (δ = {delta:g})"

@@ -28,7 +28,7 @@ from node.privacy.accountant import epsilon_pld
 from node.privacy.ledger import Ledger
 from node.privacy.ledger_head import in_use
 from peer import files
-from peer.errors import LedgerError, TemporaryFailure
+from peer.errors import LedgerError
 
 KEY_FILE, KEY_BYTES = "rows.key", 32
 ENDING = ".rows"
@@ -49,7 +49,9 @@ class OtherName:
     share: float
     """Of the rows of these data, those that this ledger has."""
     epsilon: float
-    """ε_total that was spent under this name; inf: there is no guarantee."""
+    """ε_total that was spent under this name; inf: there is no guarantee; 0: a daemon has it open
+    and is about to spend.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,6 @@ class KnownRows:
 
         Raises:
             LedgerError, ConfigurationError: a ledger that has some can't vouch for what was spent.
-            TemporaryFailure: a daemon that has not released yet uses some under another name.
         """
         anywhere = np.zeros(len(digests), bool)
         names = []
@@ -172,10 +173,7 @@ class KnownRows:
             known = _known(digests, rows)
             epsilon = _spent(self._folder, other, delta) if known.any() else None
             if known.any() and epsilon is None and in_use(self._folder / f"{other}.lock"):
-                raise TemporaryFailure(
-                    f"Another daemon is about to learn from rows of {name}, as {other}; stop it, "
-                    "or this one."
-                )
+                epsilon = 0.0
             if epsilon is not None:
                 anywhere |= known
                 names.append(OtherName(other, float(known.mean()), epsilon))
