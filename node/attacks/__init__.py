@@ -125,7 +125,7 @@ def make(name: str, options: Mapping[str, object]) -> DataPoisoning | MessageAtt
     try:
         attack: DataPoisoning | MessageAttack | PolicyAttack = kind(kind.Config(**options))
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, within="attack", of=name)) from None
+        raise ConfigurationError(sentence(error, kind.Config, within="attack", of=name)) from None
     return attack
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import tomli_w
 from pydantic import ValidationError
@@ -48,7 +49,7 @@ def load(
     try:
         return model(**drop_none(merged))
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, files)) from None
+        raise ConfigurationError(sentence(error, model, files)) from None
 
 
 def take_beside(values: Tree, folder: Path) -> None:
@@ -200,19 +201,52 @@ def drop_none(values: Mapping[str, object]) -> Tree:
 
 
 def sentence(
-    error: ValidationError, files: Sequence[Path] = (), *, within: str = "", of: str = ""
+    error: ValidationError,
+    model: type[Section],
+    files: Sequence[Path] = (),
+    *,
+    within: str = "",
+    of: str = "",
 ) -> str:
     """One sentence for pydantic's complaint about what the files say.
 
-    `within`: the section that was read; `of`: the algorithm, say, that its options belong to.
+    `model`: what was read; `within`: the section it was; `of`: the algorithm, say, that its options
+    belong to.
     """
     first = error.errors(include_url=False)[0]
     where = ".".join(filter(None, [within, *map(str, first["loc"])])) or "the file"
     source = f" ({', '.join(map(str, files))})" if files else ""
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        what = "unknown key"
     owner = f" ({of})" if of else ""
+    match first["type"]:
+        case "extra_forbidden":
+            what = f"unknown key{owner}{_nearest(model, first['loc'])}"
+        case "union_tag_not_found":
+            what = f"{first['ctx']['discriminator']} is missing"
+        case "union_tag_invalid":
+            what = "{discriminator} {tag!r} is unknown; choose among {expected_tags}".format(
+                **first["ctx"]
+            )
+        case _:
+            what = first["msg"].removeprefix("Value error, ") + owner
     count = error.error_count() - 1
-    more = f" ({count} more mistakes follow.)" if count else ""
-    return f"Configuration{source}: {readable(where)}: {what}{owner}.{more}"
+    more = f" ({count} more mistake{'s follow' if count > 1 else ' follows'}.)" if count else ""
+    return f"Configuration{source}: {readable(where)}: {what}.{more}"
+
+
+def _nearest(model: type[Section], location: Sequence[int | str]) -> str:
+    *around, key = location
+    models = {model}
+    for step in around:  # an index, or the name of a variant, is no field
+        inner = [each.model_fields[str(step)] for each in models if str(step) in each.model_fields]
+        models = {section for field in inner for section in _sections(field.annotation)} or models
+    names = sorted({name for each in models for name in each.model_fields})
+    near = difflib.get_close_matches(str(key), names, n=1)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
+def _sections(annotation: object) -> Iterator[type[Section]]:
+    """Those that a type is made of: of `dict[str, Number | Category]` both."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)

@@ -62,7 +62,7 @@ def propose(path: Path, label: str) -> str:
     try:
         TaskSection.model_validate(task)
     except ValidationError as error:
-        raise DataError(f"{path}: {sentence(error, within='task')}") from None
+        raise DataError(f"{path}: {sentence(error, TaskSection, within='task')}") from None
     return head + tomli_w.dumps({"task": task})
 
 

@@ -46,7 +46,7 @@ def write(folder: Path, model: Path, out: Path, settings: Sequence[str]) -> Expe
     try:
         config = ExperimentConfig(**drop_none(values))
     except ValidationError as error:
-        raise ConfigurationError(sentence(error)) from None
+        raise ConfigurationError(sentence(error, ExperimentConfig)) from None
     layout, x = checkpoint.load_model(model)
     checkpoint.save_model(start, layout, x, checkpoint.read_about(model))
     written = config.model_dump(mode="json", exclude_defaults=True)

@@ -53,7 +53,7 @@ class Plan:
             options = algorithm.Config(**run.algorithm.options)
         except ValidationError as error:
             raise ConfigurationError(
-                sentence(error, within="algorithm", of=run.algorithm.name)
+                sentence(error, algorithm.Config, within="algorithm", of=run.algorithm.name)
             ) from None
         _check_privacy(run, algorithm, options)
         _check_sync(run, algorithm, options)

@@ -336,7 +336,9 @@ def experiment(values: Values, files: Sequence[Path], where: str = "") -> Experi
     try:
         return ExperimentConfig(**drop_none(values))
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, files).rstrip(".") + where + ".") from None
+        raise ConfigurationError(
+            sentence(error, ExperimentConfig, files).rstrip(".") + where + "."
+        ) from None
 
 
 WAITING = ("sync", "start")
@@ -354,7 +356,7 @@ def _section(values: object, file: Path) -> SweepSection:
     try:
         return SweepSection.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, [file], within="sweep")) from None
+        raise ConfigurationError(sentence(error, SweepSection, [file], within="sweep")) from None
 
 
 def _difference(values: Values, file: Path, where: str) -> Difference:
@@ -369,7 +371,7 @@ def _difference(values: Values, file: Path, where: str) -> Difference:
     try:
         return Difference(**own, values=rest)
     except ValidationError as error:
-        raise ConfigurationError(sentence(error, [file], within=where)) from None
+        raise ConfigurationError(sentence(error, Difference, [file], within=where)) from None
 
 
 def _methods(section: SweepSection, values: Values, file: Path) -> dict[str, Difference]:
