@@ -238,7 +238,7 @@ def _version(package: str) -> str:
 def document(findings: Sequence[Finding]) -> dict[str, object]:
     """For programs."""
     fit = all(it.level != "fault" for it in findings)
-    return {"ok": fit, "findings": [asdict(finding) for finding in findings]}
+    return {"ok": fit, "verdict": verdict(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def show(findings: Sequence[Finding]) -> Table:
@@ -253,4 +253,17 @@ def show(findings: Sequence[Finding]) -> Table:
         table.add_row(
             Text(MARKS[finding.level], styles[finding.level]), finding.what, Text(finding.text + do)
         )
+    table.caption = verdict(findings)
+    table.caption_justify = "left"
     return table
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """All findings in one line."""
+    levels = [finding.level for finding in findings]
+    faults, warnings = levels.count("fault"), levels.count("warning")
+    if faults:
+        return f"A daemon would NOT start: {faults} × ✗."
+    if warnings:
+        return f"A daemon would start; {warnings} × ! to look at."
+    return "A daemon would start."

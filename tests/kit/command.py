@@ -30,4 +30,5 @@ def examine(peerpoise: Call, *arguments: str | Path) -> tuple[int, dict[str, lis
         assert finding["level"] == "ok" or finding["do"], "who warns says what to do"
         assert "\n" not in finding["text"] + finding["do"]
     assert said["ok"] == (result.code == 0)
+    assert ("NOT start" in said["verdict"]) == (not said["ok"])
     return result.code, found
