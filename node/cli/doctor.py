@@ -238,7 +238,11 @@ def _version(package: str) -> str:
 def document(findings: Sequence[Finding]) -> dict[str, object]:
     """For programs."""
     fit = all(it.level != "fault" for it in findings)
-    return {"ok": fit, "verdict": verdict(findings), "findings": [asdict(finding) for finding in findings]}
+    return {
+        "ok": fit,
+        "verdict": verdict(findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
 
 
 def show(findings: Sequence[Finding]) -> Table:
