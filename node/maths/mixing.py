@@ -1,9 +1,12 @@
 """Weighted sums over a neighborhood, and which edges of it are mixed.
 
-`accumulate` is the one elementary step and sorted peers the one order of summation, for every
-driver: whole vectors and frames of them, added in this order, give the same bits (each element is
-a chain of the same operations, wherever it lies in a frame). Bits may differ between processors of
+`fold` is the one elementary step of an average and sorted peers the one order, for every driver:
+whole vectors and frames of them, folded in this order, give the same bits (each element is a chain
+of the same operations, wherever it lies in a frame). Bits may differ between processors of
 different kinds (fused multiply-add), never between drivers.
+
+Differences are folded, so where all nodes agree an average is exactly what they agree on. As
+Σ_j w_j x_j it would be off by rounding, which signals such as DECA's (8) turn into whole steps.
 """
 
 from __future__ import annotations
@@ -36,6 +39,25 @@ def accumulate(into: Tensor, x: Tensor, weight: float) -> None:
     into.add_(x.to(into.dtype), alpha=weight)
 
 
+def fold(average: Tensor, own: Tensor, x: Tensor, weight: float) -> None:
+    """average += weight·(x − own), in place; all [n], whole vectors or one frame of them."""
+    pieces = zip(*(torch.split(each, BLOCK) for each in (average, own, x)), strict=True)
+    for into, mine, theirs in pieces:
+        into.add_(theirs.to(into.dtype) - mine, alpha=weight)
+
+
+def average(me: Peer, weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -> Tensor:
+    """x_me + Σ_j w_j (x_j − x_me), which is Σ_j w_j x_j as a row sums to 1; every x_j is [d]. The
+    vectors are left as they are.
+    """
+    own = vectors[me]
+    result = accumulator(own).copy_(own)
+    for peer in sorted(weight):
+        if peer != me:
+            fold(result, own, vectors[peer], weight[peer])
+    return result
+
+
 def weighted_sum(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -> Tensor:
     """Σ_j w_j x_j over the peers of `weight`, in sorted order; every x_j is [d]. The vectors are
     left as they are.
@@ -46,9 +68,7 @@ def weighted_sum(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -
     return acc
 
 
-def mixed(
-    weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: AggregationRule = weighted_sum
-) -> M:
+def mixed(weight: Mapping[Peer, float], payloads: Mapping[Peer, M], rule: AggregationRule) -> M:
     """The payloads by the rule (`node.maths.robust`): one vector each, or a tuple of vectors each,
     place by place.
     """

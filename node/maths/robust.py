@@ -27,13 +27,14 @@ Deviations
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from node.config import MixSection
-from node.maths.mixing import weighted_sum
+from node.maths.mixing import average, weighted_sum
 from peer.message import Mix, Peer
 from peer.neighborhood import Neighborhood
 
@@ -50,7 +51,7 @@ BLOCK = 1 << 14
 
 def mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
     """Σ_j w_ij x_j."""
-    return weighted_sum(weight, vectors)
+    return average(me, weight, vectors)
 
 
 def median(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
@@ -128,7 +129,7 @@ def rule_of(
 ) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
     """The rule of this Mix at this node."""
     own = verb.weights is not None and verb.rule == "mean"
-    return weighted_sum if own else rule_for(verb.rule, mix, me)
+    return partial(average, me) if own else rule_for(verb.rule, mix, me)
 
 
 def rule_for(

@@ -19,10 +19,10 @@ from node.algorithms import Algorithm
 from node.config import MixSection, StartSection, SyncSection
 from node.maths.mixing import (
     AggregationRule,
-    accumulate,
     accumulator,
     agreed,
     consensus_distance,
+    fold,
     mixed,
     mixing_row,
 )
@@ -313,8 +313,8 @@ class Driver:
                 weight[me] += sum(weight.pop(peer) for peer in sorted(gone))
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: phase.streams[peer].take() for peer in partners}
-            frame[me] = outgoing.flat[place]
-            await self.compute.run(_fold_frame, into[place], dict(weight), frame)
+            own = outgoing.flat[place]
+            await self.compute.run(_fold_frame, into[place], own, dict(weight), frame)
         await self.waiting.until(partners, phase.served.__contains__, phase.came)
         self._close(phase)
         self.heard = partners
@@ -433,6 +433,9 @@ def _mixed(
     return mixed(weight, payloads, rule), consensus_distance([*parameters.values()]), apart
 
 
-def _fold_frame(into: Tensor, weight: Mapping[Peer, float], frame: Mapping[Peer, Tensor]) -> None:
-    for peer in sorted(weight):
-        accumulate(into, frame[peer], weight[peer])
+def _fold_frame(
+    into: Tensor, own: Tensor, weight: Mapping[Peer, float], frames: Mapping[Peer, Tensor]
+) -> None:
+    into.copy_(own)
+    for peer in sorted(frames):
+        fold(into, own, frames[peer], weight[peer])

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from node.maths.mixing import (
-    accumulate,
     accumulator,
     agreed,
+    average,
     consensus_distance,
+    fold,
     materialize,
     mixed,
     weighted_sum,
@@ -56,12 +57,29 @@ def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
         d = chance.randint(1, 3000)
         weight = {name: chance.random() for name in "abcd"}
         x = {name: normal(97 * trial + k, d, dtype=dtype) for k, name in enumerate(weight)}
-        acc = accumulator(x["a"])
+        acc = accumulator(x["b"]).copy_(x["b"])
         cuts = [0, *sorted(chance.sample(range(d), min(d, 4))), d]
         for start, stop in chance.sample(list(itertools.pairwise(cuts)), len(cuts) - 1):
-            for name in sorted(weight):
-                accumulate(acc[start:stop], x[name][start:stop], weight[name])
-        assert torch.equal(acc, weighted_sum(weight, x))
+            for name in "acd":
+                fold(acc[start:stop], x["b"][start:stop], x[name][start:stop], weight[name])
+        assert torch.equal(acc, average("b", weight, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_average_is_the_sum_and_of_equal_vectors_exactly_each_of_them(dtype):
+    chance = random.Random(5)
+    unequal = 0
+    for trial in range(40):
+        shares = {name: chance.random() for name in "abcd"}
+        weight = {name: share / sum(shares.values()) for name, share in shares.items()}
+        x = {name: normal(31 * trial + k, 500, dtype=dtype) for k, name in enumerate(weight)}
+        plain = sum(weight[name] * x[name].double() for name in weight)
+        torch.testing.assert_close(average("c", weight, x).double(), plain, rtol=1e-5, atol=1e-6)
+        alike = dict.fromkeys(weight, x["a"])
+        exactly = x["a"].to(torch.promote_types(dtype, torch.float32))
+        assert torch.equal(average("c", weight, alike), exactly)
+        unequal += not torch.equal(weighted_sum(weight, alike), exactly)
+    assert unequal > 10, "power: a sum of products is off by rounding"
 
 
 def test_half_widths_are_summed_in_float32():
@@ -85,7 +103,7 @@ def test_a_vector_that_is_missing_is_an_error_of_ours():
 
 def test_tuples_are_mixed_place_by_place():
     payloads = {"a": (torch.zeros(3), torch.ones(3)), "b": (torch.ones(3), torch.ones(3) * 3)}
-    x, v = mixed({"a": 0.25, "b": 0.75}, payloads)
+    x, v = mixed({"a": 0.25, "b": 0.75}, payloads, weighted_sum)
     assert torch.equal(x, torch.full((3,), 0.75))
     assert torch.equal(v, torch.full((3,), 2.5))
 

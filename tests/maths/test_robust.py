@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node.config import AlgorithmSection, MixSection
 from node.learning.learner import mixing
 from node.learning.plan import Plan
-from node.maths.mixing import mixed, weighted_sum
+from node.maths.mixing import average, mixed, weighted_sum
 from node.maths.robust import ENOUGH, RULES, rule_for, undersized_neighborhood
 from node.records.summary import Mixing
 from peer.errors import ConfigurationError
@@ -91,7 +91,7 @@ def test_clipping_with_a_given_radius():
 def test_mean_keeps_its_bits():
     vectors = normal(6, 1000)
     weight = uneven(vectors)
-    assert torch.equal(by("mean", vectors, weight), weighted_sum(weight, vectors))
+    assert torch.equal(by("mean", vectors, weight), average(ME, weight, vectors))
 
 
 cases = st.tuples(st.integers(3, 9), st.integers(1, 40), st.integers(0, 2**20))

@@ -289,6 +289,27 @@ def test_on_a_complete_graph_with_the_same_data_the_signal_is_the_local_step_alo
         assert cosine > 0.9
 
 
+class Dead(Quadratic):
+    """Its first half has no gradient, as weights behind a unit that is never active."""
+
+    def within(self, x, block):
+        gradient = super().within(x, block)
+        return lambda theta, t: gradient(theta, t).index_fill(0, torch.arange(D // 2), 0.0)
+
+
+@pytest.mark.parametrize("bma", SIGNALS)
+def test_weights_without_a_gradient_stay_where_all_nodes_agree(bma):
+    """An average that is off by rounding would be a signal, and Adam makes whole steps of it."""
+    neighborhoods = make_neighborhoods("full", [f"n{k}" for k in range(7)])
+    start = torch.linspace(-1, 1, D) / 3
+    options = {"bma": bma, "steps": 100, "layers_per_block": 3, "lr": 0.01}
+    nodes = {i: node(Deca, i, start, gate=Dead(i), **options) for i in neighborhoods}
+    lockstep.run(nodes, neighborhoods, 20)
+    for each in nodes.values():
+        assert torch.equal(each.parameters[: D // 2], start[: D // 2])
+        assert (each.parameters[D // 2 :] != start[D // 2 :]).all(), "power: the others moved"
+
+
 # -------------------------------------------------------------------------------- blocks and orders
 
 
