@@ -137,7 +137,7 @@ def test_a_server_that_is_behind_is_corrected_and_the_policy_learns(
     config = CONFIG.model_copy(update={"questions": 8, "num_generations": 8})
     one = policy(task, server.section(), warn=warnings.append)
     now, state, mismatches = x.clone(), LocalState.at(x), []
-    for step in range(10):
+    for step in range(7):
         rollouts = one.rollouts(now, config, 0, step)
         rewards = (rollouts.completions.ids[:, 0] % 2 == 1).float()
         update = one.gradient(now, rollouts, config, advantages(rewards, config))
