@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -36,6 +36,9 @@ DISCRETIZATION = 1e-3
 PLD_CUTOFF = 100.0
 """Above this Rényi ε it is itself the figure: the exact one would take unbounded memory and help
 nobody."""
+
+ROUGH_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0)
+"""They show at once that an ε is below `PLD_CUTOFF`."""
 
 WEAK = 20.0
 """An ε_total above this is a warning everywhere: odds may change by e^20, no useful promise."""
@@ -103,9 +106,13 @@ def epsilon_pld(rows: Iterable[Spent], delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _epsilon_pld(spent: tuple[Spent, ...], delta: float) -> float:
-    rough = epsilon_rdp(spent, delta)
-    if not spent or rough > PLD_CUTOFF:
-        return rough
+    if not _have_epsilon(spent):
+        return math.inf
+    if not spent:
+        return 0.0
+    bound, _ = _optimum(spent, delta, ROUGH_ORDERS)
+    if bound > PLD_CUTOFF and (figure := epsilon_rdp(spent, delta)) > PLD_CUTOFF:
+        return figure
     accountant = _dp().pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
     for row in spent:
         accountant.compose(
@@ -114,19 +121,32 @@ def _epsilon_pld(spent: tuple[Spent, ...], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
+def _have_epsilon(spent: Sequence[Spent]) -> bool:
+    """Together: all were released in mode strict, and protect the same."""
+    return all(row.mechanism.guaranteed for row in spent) and len(units(spent)) <= 1
+
+
 def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
     """As `epsilon_pld`, by Rényi divergence: 8–17 % larger, 0.2 ms once σ and q have been seen."""
     spent = [row for row in rows if row.compositions > 0]
-    if not all(row.mechanism.guaranteed for row in spent) or len(units(spent)) > 1:
+    if not _have_epsilon(spent):
         return math.inf
     if not spent:
         return 0.0
+    _, order = _optimum(spent, delta, _whole_orders())
+    return _optimum(spent, delta, _orders_around(order))[0]
+
+
+def _optimum(
+    spent: Iterable[Spent], delta: float, orders: tuple[float, ...]
+) -> tuple[float, float]:
+    """ε by these orders, and the one at which it is smallest."""
     total = sum(
-        row.compositions * _renyi(row.mechanism.composition_sigma, row.mechanism.rate)
+        row.compositions * _renyi(row.mechanism.composition_sigma, row.mechanism.rate, orders)
         for row in spent
     )
-    figure, _ = _dp().rdp.compute_epsilon(_orders(), total, delta)
-    return float(figure) if not math.isnan(figure) else math.inf
+    figure, order = _dp().rdp.compute_epsilon(np.asarray(orders), total, delta)
+    return math.inf if math.isnan(figure) else float(figure), float(order)
 
 
 def units(rows: Iterable[Spent]) -> set[str]:
@@ -289,18 +309,35 @@ def _last_good(good: Callable[[int], bool], low: int, high: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _renyi(sigma: float, rate: float) -> npt.NDArray[np.float64]:
-    """Rényi divergence of one composition at each of `_orders()`."""
-    accountant = _dp().rdp.RdpAccountant(orders=_orders())
+def _renyi(sigma: float, rate: float, orders: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """Rényi divergence of one composition at each of the orders."""
+    accountant = _dp().rdp.RdpAccountant(orders=orders)
     accountant.compose(_event(sigma, rate))
     vector: npt.NDArray[np.float64] = accountant._rdp
     return vector
 
 
 @lru_cache(maxsize=1)
-def _orders() -> npt.NDArray[np.float64]:
-    orders: npt.NDArray[np.float64] = np.asarray(_dp().rdp.RdpAccountant()._orders)
-    return orders
+def _orders() -> tuple[float, ...]:
+    return tuple(float(order) for order in _dp().rdp.RdpAccountant()._orders)
+
+
+@lru_cache(maxsize=1)
+def _whole_orders() -> tuple[float, ...]:
+    """They take a tenth of the time."""
+    return tuple(order for order in _orders() if order.is_integer())
+
+
+@lru_cache(maxsize=64)
+def _orders_around(best: float) -> tuple[float, ...]:
+    """Those next to the best of the whole orders: (α − 1)·ε(α) is convex, so the best of all is
+    not farther away.
+    """
+    whole = _whole_orders()
+    place = whole.index(best)
+    low = whole[place - 1] if place else 1.0
+    high = whole[min(place + 1, len(whole) - 1)]
+    return tuple(order for order in _orders() if low <= order <= high)
 
 
 def _event(sigma: float, rate: float) -> Any:
