@@ -35,7 +35,7 @@ def experiment(attack=None, **settings):
     )
 
 
-@pytest.mark.parametrize("algorithm", ["xavg", "dmsgd"])
+@pytest.mark.parametrize("algorithm", [pytest.param("xavg", marks=pytest.mark.long), "dmsgd"])
 def test_flipped_labels_at_four_of_ten_nodes_hurt_plain_averaging(tmp_path, algorithm):
     """By more than ten points, on average over the last evaluations; otherwise the attack would be
     broken.

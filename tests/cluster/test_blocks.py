@@ -125,7 +125,7 @@ async def test_a_cluster_gives_the_bits_of_the_simulation(
     [
         (SETTINGS["algorithm"], 1),
         pytest.param({"name": "dsgd-adam", "lr": 0.01}, 1, marks=pytest.mark.long),
-        ({"name": "d-psgd", "lr": 0.1}, NEVER),
+        pytest.param({"name": "d-psgd", "lr": 0.1}, NEVER, marks=pytest.mark.long),
     ],
     ids=["deca", "dsgd-adam", "d-psgd"],
 )

@@ -51,7 +51,7 @@ def blamed(home: Path) -> set[str]:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("bounded", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_strict_answers_of_any_length_cost_only_the_liar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounded: bool
 ) -> None:

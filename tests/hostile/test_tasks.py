@@ -73,7 +73,7 @@ def called(home: Path, *words: str | Path, **environment: str) -> tuple[int, str
     "words",
     [
         ("run", "--config", "node.toml"),
-        ("config", "check", "node.toml"),
+        pytest.param(("config", "check", "node.toml"), marks=pytest.mark.long),
         ("plan", "node.toml"),
         ("eval", "."),
     ],

@@ -3,7 +3,7 @@ million parameters.
 
 The example deca-tiny in half its rounds; tested on all languages alike, so that nobody has seen
 most of what it is tested on unless the others told. BAdam has its own best rate: of 0.0005 to 0.006
-the two that are tried here, in the short form the better one.
+the two that are tried here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from kit import LONG
 from node.config import ExperimentConfig, load
 from node.experiments.in_process import simulate
 from node.records.summary import Summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "deca-tiny.toml"
-RATES = (0.001, 0.0015) if LONG else (0.0015,)
+RATES = (0.001, 0.0015)
 MARGIN = 0.9
 """Of perplexities. Seen were 21.7 to 22.2 against 28.2 to 32.8 alone with Debian's fortunes, with
 our own small texts 18.7 to 20.2 against 23.6 and more."""

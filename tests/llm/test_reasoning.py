@@ -1,10 +1,9 @@
 """What four families of questions, one a peer, come to: FGRPO against every peer for itself, on a
 model of a million parameters.
 
-The example fgrpo-tiny, warmed up once for all, but shorter: then half of all answers are right. In 16
-rounds the share of right answers rose by 14 points (with another seed, that begins with a third, by
-11), their probability by 15 (13); each alone forgets the questions of the others, and ends 31 (17)
-points below.
+The example fgrpo-tiny, warmed up once for all, but shorter: then half of all answers are right. By how
+much their share rises in 16 rounds is a matter of the processor's roundings: 7 to 14 points. Each
+alone forgets the questions of the others, and ends 17 to 31 points below.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from node.experiments.resolve import resolve
 from node.learning.learner import Learner
 from node.rounds import lockstep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "examples" / "fgrpo-tiny.toml"
 WARM_UP = 280
 """Of the example's 400: half of all answers are right then, so there is something to rise."""
-ROUNDS = 16
+ROUNDS = 24
 
 
 @dataclass

@@ -27,7 +27,7 @@ ALLOWED = {
 
 TRAINING = config(
     nodes=3,
-    train={"rounds": 8, "evaluate_every": 2, "checkpoint_every": 2},
+    train={"rounds": 6, "evaluate_every": 2, "checkpoint_every": 2},
     task={"model": "cnn", "image_size": 28},
 )
 """The papers' CNN, strict DPDL."""
@@ -86,6 +86,7 @@ def blocking(watched: Watched) -> dict[str, int]:
     return {call: n for call, n in watched.blocking.items() if not call.startswith(tuple(ALLOWED))}
 
 
+@pytest.mark.long
 def test_heartbeat_while_training(tmp_path: Path) -> None:
     best_of_three(tmp_path, TRAINING, moving=False)
 
