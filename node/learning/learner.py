@@ -182,9 +182,14 @@ class Learner:
     def privacy(self) -> Privacy:
         """What may be said of this node's privacy; stated by PLD."""
         config = self.run.privacy
-        stated = Epsilon()
+        stated, releases = Epsilon(), None
         if config.mode == "strict" and self.ledger is not None:
-            total = epsilon_pld(self.ledger.rows(self.run.run_id), config.delta)
+            rows = self.ledger.rows(self.run.run_id)
+            releases = summary.Releases(
+                made=sum(row.compositions for row in rows),
+                planned=self.mechanism.compositions(self.run.train.rounds),
+            )
+            total = epsilon_pld(rows, config.delta)
             link = min(
                 total,
                 epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta),
@@ -199,6 +204,7 @@ class Learner:
             sigma=None if config.mode == "none" else self.sigma,
             accountant="PLD" if config.mode == "strict" else None,
             epsilon=stated,
+            releases=releases,
             public_validation=self.run.validation.public,
             insecure_seed=config.insecure_seed is not None,
             warning=" ".join(filter(None, (self.plan.warning, *self.remarks))) or None,
@@ -215,6 +221,7 @@ class Learner:
             "delta": privacy.delta,
             "accountant": privacy.accountant,
             "against": self.against,
+            "unused": privacy.releases.unused if privacy.releases else "",
         }
 
     def summarize(

@@ -169,6 +169,7 @@ class Sentences:
         parts = [headline_text(self._metrics, fields.get("metrics") or {})]
         if fields.get("epsilon"):
             parts.append(epsilon("ε_total", fields["epsilon"]["total"], fields["epsilon"]))
+            parts.append(fields["epsilon"].get("unused", ""))
         folder = shlex.quote(str(self.folder))
         figures = ", ".join(filter(None, parts))
         lacking = "" if fields["complete"] else " (not all of them were run)"

@@ -69,6 +69,21 @@ class Epsilon(Part):
     """ε_total of each node (they differ with the degree)."""
 
 
+class Releases(Part):
+    """What the accountant composes: noised gradients that left; with a shared batch, rounds."""
+
+    made: int
+    planned: int
+    """Of a run in which every neighbor asks in every round. σ was calibrated for them."""
+
+    @property
+    def unused(self) -> str:
+        """In words, where it is a tenth or more; else empty."""
+        if self.made > 0.9 * self.planned:
+            return ""
+        return f"{self.made} of {self.planned} planned releases were made"
+
+
 class Privacy(Part):
     mode: Literal["strict", "paper", "none"]
     """strict: standard accounting. paper: the papers' own calibration, not a guarantee. none: no
@@ -85,6 +100,8 @@ class Privacy(Part):
     accountant: str | None = None
     """Which accountant ε comes from, e.g. PLD."""
     epsilon: Epsilon = Epsilon()
+    releases: Releases | None = None
+    """Of all nodes together; None: not in mode strict."""
     public_validation: bool = True
     """False: the validation set is private and outside the guarantee."""
     insecure_seed: bool = False
@@ -448,6 +465,8 @@ def promise(privacy: Privacy) -> str | None:
             f" So whatever the other nodes see, with {whom} more or less in a node's data it "
             f"is at most e^{total:.2f} times as likely, but for a probability of δ."
         )
+    if privacy.releases and privacy.releases.unused:
+        words += f" Only {privacy.releases.unused}; the noise was made for all of them."
     return words if link is None else f"{words} ε_link: one neighbor alone; {LINK}."
 
 
@@ -462,9 +481,18 @@ def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
         per_node=_union(part.epsilon.per_node for part in parts),
     )
     warning = next((part.warning for part in parts if part.warning), None)
+    counts = [part.releases for part in parts if part.releases]
+    releases = Releases(
+        made=sum(count.made for count in counts), planned=sum(count.planned for count in counts)
+    )
     insecure = any(part.insecure_seed for part in parts)
     return parts[0].model_copy(
-        update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure}
+        update={
+            "epsilon": epsilon,
+            "releases": releases if counts else None,
+            "warning": warning,
+            "insecure_seed": insecure,
+        }
     )
 
 

@@ -17,7 +17,7 @@ from node.experiments.resolve import resolve
 from node.learning.learner import Learner
 from node.learning.warnings import NO_PRIVACY
 from node.privacy.ledger import Ledger
-from node.records.summary import read
+from node.records.summary import Releases, read
 
 ROUNDS = 3
 """Two in a block, one in the next."""
@@ -74,6 +74,7 @@ def test_one_release_a_round_whatever_the_degree(
     privacy = summary.privacy
     assert (privacy.mode, privacy.delta, privacy.sigma) == ("strict", 1e-3, 1.5)
     assert privacy.warning is None
+    assert privacy.releases == Releases(made=4 * ROUNDS, planned=4 * ROUNDS)
     totals = set(privacy.epsilon.per_node.values())
     assert len(totals) == 1, "whatever the degree"
     assert 0 < privacy.epsilon.total < 3  # type: ignore[operator]

@@ -18,7 +18,16 @@ from rich.console import Console
 
 from node.figures import ACCURACY, LOSS, PERPLEXITY
 from node.records import summary
-from node.records.summary import Epsilon, Privacy, Range, Seconds, Summary, TaskMetric, task_metric
+from node.records.summary import (
+    Epsilon,
+    Privacy,
+    Range,
+    Releases,
+    Seconds,
+    Summary,
+    TaskMetric,
+    task_metric,
+)
 from peer.errors import DataError, StorageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
@@ -277,6 +286,20 @@ def test_the_table_says_what_voids_a_guarantee():
     assert "validation set is private" in printed(one(privacy=private))
     for log_event in ("VOID", "NOT a guarantee", "validation"):
         assert log_event not in printed(one())
+
+
+def test_releases_that_were_not_made_are_counted():
+    """Noise that was calibrated for more than was sent, as in mode async."""
+
+    def having(made: int) -> Privacy:
+        return one().privacy.model_copy(update={"releases": Releases(made=made, planned=100)})
+
+    assert not Releases(made=95, planned=100).unused
+    nodes = [one(name, privacy=having(made)) for name, made in (("n0", 40), ("n1", 20))]
+    merged = summary.merge(nodes)
+    assert merged.privacy.releases == Releases(made=60, planned=200)
+    assert "Only 60 of 200 planned releases were made" in printed(merged)
+    assert "planned releases" not in printed(one(privacy=having(100)), one())
 
 
 def test_an_empty_summary_can_be_shown():
