@@ -88,7 +88,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
     assert set(TaskMetric.model_fields) == {"mean", "worst", "per_node", "higher_is_better", "unit"}
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}
     privacy = (
-        "mode batches adjacency unit delta sigma accountant epsilon public_validation "
+        "mode batches adjacency unit delta sigma accountant epsilon releases public_validation "
         "insecure_seed warning"
     )
     assert set(Privacy.model_fields) == set(privacy.split())
