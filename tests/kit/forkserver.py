@@ -9,8 +9,9 @@ fork ends at once, and its orphan is adopted by the nearest ancestor that asked 
 started as ever.
 
 Within `real_starts()` nothing is forked: for tests of a start itself. A fork differs from a start in
-that libraries are loaded already (nothing in its folder can stand in for one), that umask and
-process group are the server's, and that an uncaught Ctrl-C ends it with 1.
+that libraries are loaded already (nothing in its folder, or on PYTHONPATH, can stand in for one or
+be a sitecustomize.py), that umask and process group are the server's, and that an uncaught Ctrl-C
+ends it with 1. What `peerpoise up` starts is forked in its turn, from a server of its own.
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ STARTUP = (
     "prometheus_",
 )  # fmt: skip
 """Variables that a process reads when it starts or imports a library: the server has one set."""
-LATER = ("PYTHONIOENCODING", "PYTHONWARNINGS")
+LATER = ("PYTHONIOENCODING", "PYTHONPATH", "PYTHONWARNINGS")
 """Those of them that the child of a fork can still heed."""
 PR_SET_CHILD_SUBREAPER = 36
+LAUNCHER = ["up"]
+"""Commands that start daemons themselves: those are forked, too."""
 LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)
 
 
@@ -81,7 +84,8 @@ class Server:
     def __init__(self) -> None:
         self.startup = _startup({**os.environ, "OMP_NUM_THREADS": "1"})
         self._socket: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+        """Of its process; 0: there is none."""
 
     def suits(self, environ: Mapping[str, str]) -> bool:
         return _startup(environ) == self.startup
@@ -93,22 +97,51 @@ class Server:
         return int(connection.recv(64))
 
     def close(self) -> None:
-        if self._socket and self._process:
+        if self._socket and self.pid:
             self._socket.close()
-            self._process.wait()
-            self._socket = self._process = None
+            os.waitpid(self.pid, 0)
+            self._socket, self.pid = None, 0
 
     def _start(self) -> socket.socket:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs = self._connect()
         with theirs:
-            self._process = _popen(
+            process = _popen(
                 [sys.executable, __file__, str(theirs.fileno())],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        self.pid, process.returncode = process.pid, 0  # it is waited for in `close`
+        assert self._socket
         return self._socket
+
+    def start_within(self) -> dict[str, Any] | None:
+        """A server of this process's own, which is a fork of it, for what it starts in its turn. In
+        each process forked from that this returns its request; None in this process.
+        """
+        theirs = self._connect()
+        self.pid = os.fork()
+        if self.pid:
+            theirs.close()
+            subprocess.Popen = Popen  # type: ignore[misc]
+            return None
+        assert self._socket
+        self._socket.close()
+        self._socket, self.pid = None, 0
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for std in range(3):
+            os.dup2(null, std)
+        os.close(null)
+        if wanted := serve(theirs):
+            return wanted
+        os._exit(0)
+
+    def _connect(self) -> socket.socket:
+        """The other end. Orphans of the server are adopted by this process from now on."""
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return theirs
 
 
 _popen = subprocess.Popen
@@ -193,7 +226,6 @@ def children() -> set[str]:
     """Processes that this one has started or adopted and that still run: "PID NAME"; without the
     server.
     """
-    server = _server._process.pid if _server._process else 0
     found = set()
     for list_of in Path("/proc/self/task").glob("*/children"):
         pids: list[int] = []
@@ -202,7 +234,7 @@ def children() -> set[str]:
         for pid in pids:
             with suppress(OSError):
                 name, state = _stat(pid)
-                if pid != server and state != "Z":
+                if pid != _server.pid and state != "Z":
                     found.add(f"{pid} {name}")
     return found
 
@@ -261,6 +293,9 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
 
 def become(request: Mapping[str, Any]) -> None:
     """This process as `python -m MODULE WORDS…` finds it, and that run to its end."""
+    if request["words"][:1] == LAUNCHER and (wanted := _server.start_within()):
+        become(wanted)  # one of its daemons
+        return
     environ = request["environ"]
     os.environ.clear()
     os.environ.update(environ)
@@ -287,6 +322,8 @@ def become(request: Mapping[str, Any]) -> None:
     warnings.filters[:] = list(_filters)  # type: ignore[index]
     for entry in filter(None, reversed(environ.get("PYTHONWARNINGS", "").split(","))):
         warnings._setoption(entry)  # type: ignore[attr-defined]
+    places = environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [place for place in places if place and place not in sys.path]
     if not request["safe_path"]:
         sys.path.insert(0, request["cwd"])
     sys.argv = [request["module"], *request["words"]]
@@ -310,6 +347,7 @@ def _code(request: Mapping[str, Any]) -> int:
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    _server.close()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -34,7 +34,7 @@ TRAINING = config(
 BULK = config(
     nodes=2,
     task={"model": "mlp", "image_size": 28, "hidden": 16_000},
-    train={"rounds": 25, "evaluate_every": 0, "checkpoint_every": 100},
+    train={"rounds": 16, "evaluate_every": 0, "checkpoint_every": 100},
     algorithm={"name": "d-psgd", "lr": 0.01},
     privacy={"mode": "none", "batch": 2, "rate": 0.01},
 )
