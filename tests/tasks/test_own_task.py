@@ -106,7 +106,8 @@ def test_the_pages_example_learns(example: Path) -> None:
 
 
 def test_the_pages_module_learns(example: Path) -> None:
-    more = ("--set", "train.rounds=60", "--set", "algorithm.lr=1.0", "--json", "--folder", "out")
+    fewer = ("--set", "experiment.nodes=2", "--set", "train.rounds=60", "--set", "algorithm.lr=1.0")
+    more = (*fewer, "--json", "--folder", "out")
     out, _ = peerpoise(
         "simulate", "slope.toml", "--task", "circle.py:make_task", *more, path=example
     )
