@@ -24,7 +24,7 @@ from node.experiments.in_process import simulate
 from node.llm.models import tiny_llama
 
 pytest.importorskip("transformers")
-ROUNDS = 5
+ROUNDS = 4
 KEY = "sk-of-nobody"
 SETTINGS: dict[str, Any] = {
     "nodes": 3,
