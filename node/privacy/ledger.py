@@ -20,13 +20,11 @@ at all.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,38 +32,23 @@ from pathlib import Path
 from typing import Self
 
 from node.privacy.accountant import Mechanism, Mode, Spent
+from node.privacy.ledger_database import (
+    COUNTED,
+    INSERT,
+    MARK,
+    PER,
+    SELECT,
+    connect,
+    connect_to_read,
+    digest_of,
+    written,
+)
 from node.privacy.ledger_head import GENESIS, Head, Lock
 from node.privacy.ledger_names import LedgerNames
 from peer import files
 from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
 
-SCHEMA = 1
-"""PRAGMA user_version of the database; a newer one is refused, never guessed at."""
-
-MARK = -1
-"""The round of a row that says only in which mode a run used the data."""
-
-COUNTED = MARK - 1
-"""The round of the first row that stands for one that was lost; the next are below it."""
-
-PER = " per "
-"""Between mode and unit of a row: "strict per patient_id"."""
-
-_TABLE = """
-CREATE TABLE debit (
-    seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
-    recipient TEXT NOT NULL, mode TEXT NOT NULL, sigma REAL NOT NULL, rate REAL NOT NULL,
-    batches TEXT NOT NULL, releases INTEGER NOT NULL, time TEXT NOT NULL,
-    previous BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (run, round, recipient))
-"""
-_COLUMNS = (
-    "seq, run, round, recipient, mode, sigma, rate, batches, releases, time, previous, digest"
-)
-_INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
-_SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
-
-_NEWER = "it is of version {}, written by a newer peerpoise"
 _ADVICE = (
     "Nothing will be released from this data. Restore all of its ledger's files from one copy that "
     "is newer than the last release; without one, count the runs whose debits are lost as wholly "
@@ -296,8 +279,8 @@ class Ledger:
             db.execute("BEGIN IMMEDIATE")
             for k in range(1, compositions + 1):
                 values = self._values(run, lowest - k, "", mechanism)
-                digest = _digest(sequence + k, values, previous)
-                db.execute(_INSERT, (sequence + k, *values, previous, digest))
+                digest = digest_of(sequence + k, values, previous)
+                db.execute(INSERT, (sequence + k, *values, previous, digest))
                 previous = digest
             failpoint("before_ledger_count")
             db.execute("COMMIT")
@@ -350,9 +333,9 @@ class Ledger:
             failpoint("before_ledger_append")
             repeated = m.batches == "shared" and self.count(run, round) > 0
             values = self._values(run, round, recipient, m)
-            digest = _digest(self._sequence + 1, values, self._digest)
+            digest = digest_of(self._sequence + 1, values, self._digest)
             db.execute("BEGIN IMMEDIATE")
-            db.execute(_INSERT, (self._sequence + 1, *values, self._digest, digest))
+            db.execute(INSERT, (self._sequence + 1, *values, self._digest, digest))
             failpoint("after_ledger_append")
             db.execute("COMMIT")
             failpoint("before_ledger_head")
@@ -366,7 +349,7 @@ class Ledger:
         self, run: str, round: int, recipient: str, m: Mechanism
     ) -> tuple[str | float, ...]:
         """A row but for its place in the chain."""
-        how_made = (_written(m), float(m.sigma), float(m.rate), m.batches, m.releases)
+        how_made = (written(m), float(m.sigma), float(m.rate), m.batches, m.releases)
         return (run, round, recipient, *how_made, self._clock())
 
     def _account(
@@ -475,9 +458,9 @@ class Ledger:
         if self._db is not None:
             self._db.close()
         if self._look and self._path is not None:
-            self._db = _connect_to_read(self._path) if self._path.exists() else _connect(None)
+            self._db = connect_to_read(self._path) if self._path.exists() else connect(None)
         else:
-            self._db = _connect(self._path)
+            self._db = connect(self._path)
 
     def _read_all(self) -> None:
         """Verifies the chain from the first row and adds up what was spent."""
@@ -487,11 +470,11 @@ class Ledger:
         self._digest = GENESIS
         self._settled = 0
         shared: set[tuple[str, int]] = set()
-        rows = self._connected.execute(_SELECT)
+        rows = self._connected.execute(SELECT)
         for sequence, *values, previous, digest in rows.fetchall() if self._look else rows:
             if (sequence, previous) != (self._sequence + 1, self._digest):
                 raise self._integrity_error(f"has a gap before row {sequence}")
-            if digest != _digest(sequence, values, previous):
+            if digest != digest_of(sequence, values, previous):
                 raise self._integrity_error(f"was changed at row {sequence}")
             run, round, recipient, written, sigma, rate, batches, releases, _ = values
             mode, _, unit = written.partition(PER)
@@ -526,65 +509,3 @@ class Ledger:
 
     def _integrity_error(self, why: str) -> LedgerError:
         return LedgerError(f"The ledger {self._name} {why}. {_ADVICE}")
-
-
-def _written(mechanism: Mechanism) -> str:
-    """Mode and unit in one column: who does not know of units takes it for no mode that has an
-    ε.
-    """
-    return f"{mechanism.mode}{PER}{mechanism.unit}" if mechanism.unit else mechanism.mode
-
-
-def _connect(path: Path | None) -> sqlite3.Connection:
-    """A connection whose commits are on disk; an interrupted predecessor's rows are brought there
-    first.
-    """
-    if path is not None:
-        os.close(files.keep(path, os.O_RDWR))  # SQLite gives its other files the mode of this one
-    db = sqlite3.connect(
-        path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False
-    )
-    try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            db.execute(f"PRAGMA {pragma}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise sqlite3.DatabaseError(_NEWER.format(version))
-        if not version:
-            db.executescript(f"BEGIN; {_TABLE}; PRAGMA user_version = {SCHEMA}; COMMIT")
-        if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("it is damaged")
-        busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise sqlite3.DatabaseError("another program has it open")
-        if path is not None:
-            files.sync(path.parent)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection to a database that another process may write to. Where none does, no file is
-    made beside it, which would be this user's.
-    """
-    in_use = path.with_name(f"{path.name}-wal").exists()
-    access = "mode=ro" if in_use else "immutable=1"
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?{access}", uri=True, timeout=1.0)
-    try:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise sqlite3.DatabaseError(_NEWER.format(version))
-    except BaseException:
-        db.close()
-        raise
-    if version:
-        return db
-    db.close()
-    return _connect(None)  # whoever made the file was interrupted before the table
-
-
-def _digest(sequence: int, values: Iterable[object], previous: bytes) -> bytes:
-    """SHA-256 of a row and its predecessor's digest."""
-    return hashlib.sha256(json.dumps([sequence, *values, previous.hex()]).encode()).digest()
