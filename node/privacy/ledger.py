@@ -23,10 +23,9 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -36,8 +35,8 @@ from node.privacy.ledger_database import (
     COUNTED,
     INSERT,
     MARK,
-    PER,
     SELECT,
+    Entry,
     connect,
     connect_to_read,
     digest_of,
@@ -45,6 +44,7 @@ from node.privacy.ledger_database import (
 )
 from node.privacy.ledger_head import GENESIS, Head, Lock
 from node.privacy.ledger_names import LedgerNames
+from node.privacy.spending import Spending
 from peer import files
 from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
@@ -118,9 +118,7 @@ class Ledger:
         self._digest = GENESIS
         self._settled = 0
         """The last row that stands for a lost one; what neighbors remember up to it may differ."""
-        self._spent: dict[tuple[str, Mechanism], int] = {}
-        self._debits: Counter[tuple[str, str]] = Counter()
-        """(run, recipient) -> debits."""
+        self._spending = Spending()
         self._db: sqlite3.Connection | None = None
         self._path = folder / f"{name}.sqlite" if folder else None
         self._head = Head(folder / f"{name}.head") if folder else None
@@ -200,7 +198,7 @@ class Ledger:
     @property
     def compositions(self) -> int:
         """Compositions spent so far (see `accountant`), all mechanisms together."""
-        return sum(self._spent.values())
+        return self._spending.compositions
 
     @property
     def missing(self) -> int:
@@ -211,11 +209,14 @@ class Ledger:
         """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one
         composition.
         """
-        total: dict[Mechanism, int] = {}
-        for (of, mechanism), compositions in self._spent.items():
-            if run is None or of == run:
-                total[mechanism] = total.get(mechanism, 0) + compositions
-        return [Spent(mechanism, compositions) for mechanism, compositions in total.items()]
+        return self._spending.rows(run)
+
+    def entries(self) -> list[Entry]:
+        """All of them, in their order, as they were verified."""
+        with self._guarded() as db:
+            rows = db.execute(SELECT).fetchall()  # of a daemon that goes on there may be more
+        verified = rows[: self._sequence]
+        return [Entry.of(sequence, values) for sequence, *values, _, _ in verified]
 
     def runs(self) -> list[RunOfLedger]:
         """What each run has made of it, in the order in which they began."""
@@ -225,10 +226,7 @@ class Ledger:
 
     def longest(self, run: str) -> int:
         """The most debits of this run for one recipient: the longest stream of answers."""
-        return max(
-            (count for (of, recipient), count in self._debits.items() if of == run and recipient),
-            default=0,
-        )
+        return self._spending.longest(run)
 
     def last_round(self, run: str, recipient: str | None = None) -> int:
         """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
@@ -331,7 +329,6 @@ class Ledger:
     def _append(self, run: str, round: int, recipient: str, m: Mechanism) -> int:
         with self._guarded() as db:
             failpoint("before_ledger_append")
-            repeated = m.batches == "shared" and self.count(run, round) > 0
             values = self._values(run, round, recipient, m)
             digest = digest_of(self._sequence + 1, values, self._digest)
             db.execute("BEGIN IMMEDIATE")
@@ -342,7 +339,7 @@ class Ledger:
             if self._head is not None:
                 self._head.write(self._sequence + 1, digest)
             failpoint("after_ledger_fsync")
-            self._account(run, recipient, m, repeated, digest)
+            self._account(run, round, recipient, m, digest)
             return self._sequence
 
     def _values(
@@ -352,15 +349,9 @@ class Ledger:
         how_made = (written(m), float(m.sigma), float(m.rate), m.batches, m.releases)
         return (run, round, recipient, *how_made, self._clock())
 
-    def _account(
-        self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes
-    ) -> None:
-        """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid
-        for.
-        """
-        key = (run, replace(mechanism, sigma=float(mechanism.sigma), rate=float(mechanism.rate)))
-        self._spent[key] = self._spent.get(key, 0) + (not repeated)
-        self._debits[run, recipient] += 1
+    def _account(self, run: str, round: int, recipient: str, m: Mechanism, digest: bytes) -> None:
+        """Carries a row that is on disk into memory."""
+        self._spending.add(run, round, recipient, m)
         self._sequence += 1
         self._digest = digest
 
@@ -464,28 +455,20 @@ class Ledger:
 
     def _read_all(self) -> None:
         """Verifies the chain from the first row and adds up what was spent."""
-        self._spent = {}
-        self._debits = Counter()
+        self._spending = Spending()
         self._sequence = 0
         self._digest = GENESIS
         self._settled = 0
-        shared: set[tuple[str, int]] = set()
         rows = self._connected.execute(SELECT)
         for sequence, *values, previous, digest in rows.fetchall() if self._look else rows:
             if (sequence, previous) != (self._sequence + 1, self._digest):
                 raise self._integrity_error(f"has a gap before row {sequence}")
             if digest != digest_of(sequence, values, previous):
                 raise self._integrity_error(f"was changed at row {sequence}")
-            run, round, recipient, written, sigma, rate, batches, releases, _ = values
-            mode, _, unit = written.partition(PER)
-            mechanism = Mechanism(
-                sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode, unit=unit
-            )
-            self._account(run, recipient, mechanism, (run, round) in shared, digest)
-            if round <= COUNTED:
+            entry = Entry.of(sequence, values)
+            self._account(entry.run, entry.round, entry.recipient, entry.mechanism, digest)
+            if entry.kind == "lost":
                 self._settled = sequence
-            if batches == "shared":
-                shared.add((run, round))
 
     def _digest_at(self, sequence: int, db: sqlite3.Connection) -> bytes | None:
         """The digest of a row, None if there is no such row."""

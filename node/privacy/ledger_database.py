@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from node.privacy.accountant import Mechanism
 from peer import files
@@ -38,6 +40,47 @@ INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
 SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
 
 _NEWER = "it is of version {}, written by a newer peerpoise"
+
+Kind: TypeAlias = Literal["debit", "mark", "lost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row, but for its place in the chain."""
+
+    sequence: int
+    time: str
+    """ISO 8601."""
+    run: str
+    round: int
+    """Of a debit; MARK; or COUNTED and below."""
+    recipient: str
+    """Empty: of no release."""
+    mechanism: Mechanism
+
+    @classmethod
+    def of(cls, sequence: int, values: Sequence[Any]) -> Entry:
+        """`values`: the columns from run to time."""
+        run, round, recipient, mode_and_unit, sigma, rate, batches, releases, time = values
+        mode, _, unit = mode_and_unit.partition(PER)
+        mechanism = Mechanism(
+            sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode, unit=unit
+        )
+        return cls(
+            sequence=sequence,
+            time=time,
+            run=run,
+            round=round,
+            recipient=recipient,
+            mechanism=mechanism,
+        )
+
+    @property
+    def kind(self) -> Kind:
+        """A debit; a run's mark of its mode; or what stands for a debit that was lost."""
+        if self.round >= 0:
+            return "debit"
+        return "mark" if self.round == MARK else "lost"
 
 
 def written(mechanism: Mechanism) -> str:
@@ -88,6 +131,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
             raise sqlite3.DatabaseError(_NEWER.format(version))
+        if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("it is damaged")
     except BaseException:
         db.close()
         raise
