@@ -12,9 +12,6 @@ from node.privacy.accountant import (
 from node.privacy.ledger import Ledger
 from peer.errors import BudgetSpent, ConfigurationError
 
-REACHED = "budget reached: still mixing, no releases"
-"""The state of a node whose data have given away what their owner allows."""
-
 
 def compositions_left(
     ledger: Ledger,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from node.config.task import adjacency
-from node.figures import Metric
+from node.figures import BUDGET_REACHED, Metric
 from peer import files
 from peer.errors import DataError
 
@@ -89,6 +89,9 @@ class Privacy(Part):
     """False: the validation set is private and outside the guarantee."""
     insecure_seed: bool = False
     """True: noise and batches can be computed by anybody; there is no guarantee."""
+    budget_reached: list[str] = []
+    """Nodes whose data had given away what their owner allows: they went on mixing, without
+    releases."""
     warning: str | None = None
     """What must be said beside every ε of this run."""
 
@@ -409,6 +412,8 @@ def heading(summary: Summary) -> str:
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")
+    if summary.privacy.budget_reached:
+        notes.append(f"{', '.join(summary.privacy.budget_reached)}: {BUDGET_REACHED}")
     notes += [summary.privacy.warning] if summary.privacy.warning else []
     return "\n".join([text, *notes])
 
@@ -462,9 +467,13 @@ def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
         per_node=_union(part.epsilon.per_node for part in parts),
     )
     warning = next((part.warning for part in parts if part.warning), None)
-    insecure = any(part.insecure_seed for part in parts)
     return parts[0].model_copy(
-        update={"epsilon": epsilon, "warning": warning, "insecure_seed": insecure}
+        update={
+            "epsilon": epsilon,
+            "budget_reached": sorted(name for part in parts for name in part.budget_reached),
+            "warning": warning,
+            "insecure_seed": any(part.insecure_seed for part in parts),
+        }
     )
 
 

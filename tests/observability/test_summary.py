@@ -80,7 +80,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}
     privacy = (
         "mode batches adjacency unit delta sigma accountant epsilon public_validation "
-        "insecure_seed warning"
+        "insecure_seed budget_reached warning"
     )
     assert set(Privacy.model_fields) == set(privacy.split())
 
@@ -277,6 +277,17 @@ def test_the_table_says_what_voids_a_guarantee():
     assert "validation set is private" in printed(one(privacy=private))
     for log_event in ("VOID", "NOT a guarantee", "validation"):
         assert log_event not in printed(one())
+
+
+def test_nodes_that_mixed_without_releasing_are_named():
+    bad = one("n1")
+    bad = bad.model_copy(
+        update={"privacy": bad.privacy.model_copy(update={"budget_reached": ["n1"]})}
+    )
+    merged = summary.merge([one("n0"), bad, one("n2")])
+    assert merged.privacy.budget_reached == ["n1"]
+    assert "n1: budget reached: still mixing, no releases" in printed(merged)
+    assert "budget" not in printed(one())
 
 
 def test_an_empty_summary_can_be_shown():
