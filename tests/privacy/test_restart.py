@@ -4,10 +4,14 @@ have released, and all of it is debited.
 
 from __future__ import annotations
 
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from kit import LONG, TESTS, script
+from kit.mortal_gate import POINTS
 from kit.small_task import Small, gate
 from node.privacy.ledger import Ledger
 from node.randomness import Keys
@@ -49,3 +53,39 @@ def test_independent_batches_go_on_within_the_round(task: Small, tmp_path: Path)
         with pytest.raises(Withheld):
             again(x, 0, "d")  # three a round were accounted for
         assert ledger.compositions == 3
+
+
+LIVES = 50 if LONG else 3
+"""Processes that are killed at each point."""
+
+
+@pytest.mark.timeout(3600 if LONG else 240)
+@pytest.mark.parametrize("batches", ["independent", "shared"])
+def test_killed_anywhere_around_a_debit(tmp_path: Path, batches: str) -> None:
+    """Whatever its successors are asked: every release is debited, none has a second one beside it,
+    and a shared batch is one process's.
+    """
+    command = script("mortal_gate", str(tmp_path), batches, str(LIVES))
+    ended = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    crossed = 0
+    for point in POINTS:
+        lines = [line.split() for line in (tmp_path / f"{point}.txt").read_text().splitlines()]
+        released = Counter((int(t), to) for _, t, to, _ in lines)
+        assert max(released.values()) == 1, "never two for one (recipient, round)"
+        assert len({digest for *_, digest in lines}) == len(lines)
+        with Ledger.open(tmp_path, point) as ledger:
+            debited = [(entry.round, entry.recipient) for entry in ledger.entries()]
+            assert released.keys() <= {*debited}, point
+            rounds = {t for t, _ in debited}
+            paid = len(rounds) if batches == "shared" else len(debited)
+            assert ledger.compositions == paid
+        lives = {t: {life for life, when, *_ in lines if int(when) == t} for t in rounds}
+        crossed += sum(len(each) > 1 for each in lives.values())
+        lost = len(debited) - len(lines)
+        assert (lost >= LIVES) is (point in LOST), (point, lost)
+    assert (crossed > 0) is (batches == "independent"), "who died in mid-round was followed"
+
+
+LOST = ("before_ledger_head", "after_ledger_fsync", "before_sending")
+"""Where a debit is on disk, and its release is never made."""
