@@ -25,10 +25,10 @@ Record: TypeAlias = Mapping[str, str | int | float | None]
 """A line of a table, by the names of its columns."""
 _MADE = ("mode", "unit", "sigma", "rate", "batches", "releases")
 """How an answer was made."""
-COLUMNS = ("entry", "time", "run", "round", "kind", "recipient", *_MADE)
+COLUMNS: Sequence[str] = ("entry", "time", "run", "round", "kind", "recipient", *_MADE)
 """Of the entries."""
 _SPENT = ("epsilon_mechanism", "epsilon_run", "epsilon_lifetime", "delta", "accountant")
-ROUND_COLUMNS = ("time", "run", "round", "kind", "debits", *_MADE, *_SPENT)
+ROUND_COLUMNS: Sequence[str] = ("time", "run", "round", "kind", "debits", *_MADE, *_SPENT)
 """Of ε by rounds."""
 
 

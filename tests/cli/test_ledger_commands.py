@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def cut(folder: Path) -> None:
     os.truncate(folder / "ward.sqlite", 5000)
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[Path], object]] = {
     "changed at row 4": edited,
     "older than the head": set_back,
     "malformed|is damaged|can't be read": cut,
