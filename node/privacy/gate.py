@@ -352,8 +352,9 @@ class PaperGate(DPGate):
         """ĝ_ii = (1/B) Σ clipped gradients, without noise; zeros where the noised release for me is
         withheld.
         """
-        released = self(x, t, self.me)
-        return self._clean.clone() if self._last[self.me].answer is not None else released
+        released, last = self(x, t, self.me), self._last.get(self.me)
+        answered = last is not None and last.round == t and last.answer is not None
+        return self._clean.clone() if answered else released
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
         total = super()._clipped(question, t, to)
