@@ -19,6 +19,8 @@ from typing import Literal, TypeAlias, get_args
 from node.encoding import Json
 
 Unit: TypeAlias = Literal["", "ratio"]
+BUDGET_REACHED = "budget reached: still mixing, no releases"
+"""What a run says where the data have given away what their owner allows."""
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 LONGEST = 200
 """Characters of a text in a declaration."""

@@ -10,12 +10,120 @@ import typer
 
 from node.cli.options import Json
 from node.observability.output import print_json
+from peer.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
     from node.config import NodeConfig, RunConfig
     from node.privacy.accountant import Mechanism
 
 app = typer.Typer(help="The privacy ledger of a node's data.", no_args_is_help=True)
+
+Name = Annotated[
+    str, typer.Argument(metavar="[NAME]", help="The data's name; all ledgers, if left out.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="NODE.toml", help="Whose ledgers; else this user's."),
+]
+
+
+@app.command("show")
+def show(
+    name: Name = "",
+    file: Config = None,
+    last: Annotated[int, typer.Option(min=0, help="So many entries, the last ones.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show what a ledger holds: its head, and its last entries.
+
+    What they come to, run by run: peerpoise budget. Daemons may run meanwhile.
+    """
+    from node.cli import ledger_entries
+    from node.privacy.ledger import Ledger
+
+    budget, names = ledger_entries.folder_and_names(file, name)
+    documents = []
+    for each in names:
+        with closing(Ledger.look(budget.folder, each)) as ledger:
+            sequence, digest = ledger.head
+            entries = ledger.entries()[max(0, sequence - last) :]
+        if as_json:
+            documents.append(
+                {
+                    "ledger": each,
+                    "folder": str(budget.folder),
+                    "first_name": ledger.first_name,
+                    "entries": sequence,
+                    "head": digest.hex(),
+                    "last": ledger_entries.records(entries),
+                }
+            )
+            continue
+        typer.echo(f"{each}, in {budget.folder}: {sequence} entries, head {digest.hex()[:16]}")
+        for line in ledger_entries.lines(entries) if entries else ():
+            typer.echo(line)
+    if as_json:
+        print_json(documents)
+
+
+@app.command("verify")
+def verify(name: Name = "", file: Config = None, as_json: Json = False) -> None:
+    """Read all of a ledger and say whether it can vouch for what was spent.
+
+    Exit code 73 if one can't. Whether all files of a ledger were set back together, only the
+    neighbors can tell. Daemons may run meanwhile.
+    """
+    from dataclasses import asdict
+
+    from node.cli import ledger_entries
+
+    budget, names = ledger_entries.folder_and_names(file, name)
+    verdicts = [ledger_entries.verify(budget.folder, each) for each in names]
+    if as_json:
+        print_json([asdict(verdict) for verdict in verdicts])
+    for verdict in [] if as_json else verdicts:
+        typer.echo(verdict.sentence, err=not verdict.whole)
+    if not all(verdict.whole for verdict in verdicts):
+        raise typer.Exit(LedgerError.exit_code)
+
+
+@app.command("export")
+def export(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The data's name.")] = "",
+    file: Config = None,
+    epsilon: Annotated[
+        bool, typer.Option("--epsilon", help="ε after each round, instead of the entries.")
+    ] = False,
+    delta: Annotated[float | None, typer.Option(help="δ, instead of the file's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print all entries of a ledger, or ε round by round, as CSV.
+
+    ε is that of each mechanism, of each run, and of the life of the data, by Rényi divergence, as
+    in status: 8 to 17 % above the figures of peerpoise budget. Daemons may run meanwhile.
+    """
+    from node.cli import ledger_entries
+    from node.privacy.ledger import Ledger
+    from node.records.journal import plain
+
+    budget, names = ledger_entries.folder_and_names(file, name)
+    if len(names) > 1:
+        raise ConfigurationError(f"Name one of the ledgers in {budget.folder}: {', '.join(names)}.")
+    delta = budget.delta if delta is None else delta
+    if not 0 < delta < 1:
+        raise ConfigurationError(f"--delta {delta:g} is no δ; it lies between 0 and 1.")
+    with closing(Ledger.look(budget.folder, names[0])) as ledger:
+        entries = ledger.entries()
+    if epsilon:
+        columns = ledger_entries.ROUND_COLUMNS
+        records = ledger_entries.epsilon_by_round(entries, delta)
+    else:
+        columns, records = ledger_entries.COLUMNS, ledger_entries.records(entries)
+    if as_json:
+        print_json(plain(records))
+        return
+    for line in ledger_entries.csv_lines(records, columns):
+        typer.echo(line)
 
 
 @app.command("count-lost")
@@ -51,10 +159,7 @@ def count_lost(
 def rename(
     old: Annotated[str, typer.Argument(metavar="OLD", help="Its name now.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The one it is to have.")],
-    file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="NODE.toml", help="Whose ledgers; else this user's."),
-    ] = None,
+    file: Config = None,
     as_json: Json = False,
 ) -> None:
     """Give a ledger another name, for good: what was spent goes with it.

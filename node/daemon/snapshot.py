@@ -32,6 +32,7 @@ def snapshot(watch: Telemetry) -> Status:
         lifetime=_finite(live.lifetime),
         lifetime_delta=watch.lifetime_delta,
         limit=watch.limit,
+        reached=watch.budget_reached,
         mode=privacy.mode,
         batches=privacy.batches,
         adjacency=watch.run.task.adjacency,

@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToDict
 
 from node.config import BudgetSection, RunConfig
 from node.daemon.waits import Waits, waiting
-from node.figures import Metric, document
+from node.figures import BUDGET_REACHED, Metric, document
 from node.learning.learner import Learner, LiveEpsilon
 from node.observability.metrics import Metrics
 from node.observability.voice import Voice
@@ -126,6 +126,11 @@ class Telemetry(RoundObserver, SessionObserver):
     @learner.setter
     def learner(self, learner: Learner) -> None:
         self._learner = learner
+
+    @property
+    def budget_reached(self) -> bool:
+        """Is nothing more released, because the data have given away what they may?"""
+        return self._learner is not None and self._learner.gate.exhausted
 
     @property
     def task_figures(self) -> tuple[Metric, ...]:
@@ -314,9 +319,7 @@ class Telemetry(RoundObserver, SessionObserver):
         if gate.fault:
             self.warn(gate.fault)
         if gate.exhausted:
-            self.warn(
-                "The privacy budget of the data is spent: nothing more is released, mixing goes on."
-            )
+            self.warn(f"{BUDGET_REACHED.capitalize()} (peerpoise budget says what spent it).")
         stated_epsilon = self.learner.spent(t, live, self.lifetime_delta)
         if stated:
             self.log_event("epsilon", **stated_epsilon)

@@ -39,23 +39,25 @@ class KnownData:
     """Names that the owner of the data accepts (`budget.accept_known`), after `admit`."""
 
     def admit(self, task: Task) -> None:
-        """Notes the rows of these data under their name, unless another one has spent on them.
+        """Notes the rows of these data under their name, unless another one has spent on them, or
+        a daemon that has its ledger open is about to. The own ledger must be open.
 
         Raises:
-            ConfigurationError: another one has.
+            ConfigurationError: another one has, or is.
             DataError, LedgerError, StorageError: data or ledgers can't be read or written.
         """
         if self.budget.experiment or self.run.task.data != "own":
             return
         known = KnownRows(self.budget.folder, make_key=True)
         digests = known.digests(rows(self.run, self.data, task))
-        self.accepted = [
-            other
-            for other in self._elsewhere(known, digests, ()).names
-            if other.name in self.budget.accept_known
-        ]
-        self._refuse(self._elsewhere(known, digests, self.budget.accept_known))
-        known.add(self.data.name, digests)
+        with known.alone():
+            self.accepted = [
+                other
+                for other in self._elsewhere(known, digests, ()).names
+                if other.name in self.budget.accept_known
+            ]
+            self._refuse(self._elsewhere(known, digests, self.budget.accept_known))
+            known.add(self.data.name, digests)
 
     def check(self, task: Task) -> None:
         """As `admit`, without noting anything."""

@@ -207,6 +207,7 @@ class Learner:
             releases=releases,
             public_validation=self.run.validation.public,
             insecure_seed=config.insecure_seed is not None,
+            budget_reached=[self.name] if self.gate.exhausted else [],
             warning=" ".join(filter(None, (self.plan.warning, *self.remarks))) or None,
         )
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
-from node.figures import Metric
+from node.figures import BUDGET_REACHED, Metric
 from node.records.journal import plain
 from peer.errors import StorageError, TemporaryFailure
 
@@ -88,6 +88,8 @@ class Epsilon(TypedDict):
     lifetime_delta: float
     """δ of lifetime and limit."""
     limit: float | None
+    reached: bool
+    """True: budget reached: still mixing, no releases."""
     mode: str
     batches: str
     adjacency: str
@@ -280,8 +282,9 @@ def _headline(status: Status) -> str:
     phase = status["phase"]
     doing = f", phase {phase['kind']} for {phase['since_s']:.1f} s" if phase else ""
     done = f"round {status['round'] + 1} of {status['rounds']}"
+    reached = f", {BUDGET_REACHED}" if status["epsilon"] and status["epsilon"]["reached"] else ""
     return (
-        f"{status['node']}: {status['state']}, {done}{doing} ({status['algorithm']}, run "
+        f"{status['node']}: {status['state']}{reached}, {done}{doing} ({status['algorithm']}, run "
         f"{status['run'][:8]})"
     )
 

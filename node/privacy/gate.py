@@ -8,7 +8,8 @@ PaperGate       The papers' scheme: one batch a round for all, the own gradient 
 NonPrivateGate  Plain gradients of public batches. No privacy.
 
 One release per (recipient, round): a repeat gets the stored bytes, another question in the same
-round is refused. A round in which the ledger failed stays without an answer for that recipient. An
+round is refused. A round in which the ledger failed stays without an answer for that recipient. A
+shared batch is drawn once: where an earlier process released in a round, nothing more is. An
 answer takes the time of a public number of chunks, whatever the size of its secret batch (not
 covered: batches larger than privacy.largest_batch, and parts of a chunk's time that are no
 gradients).
@@ -36,20 +37,15 @@ from node.maths.clipping import clipped_sum, mean_gradient
 from node.maths.purity import keyed_seeds
 from node.maths.synthetic import random_parameters
 from node.privacy import noise
-from node.privacy.accountant import (
-    OTHER_UNIT,
-    Mechanism,
-    epsilon_pld,
-    remaining_compositions,
-    units,
-)
+from node.privacy.accountant import Mechanism
 from node.privacy.block_objective import BlockObjective
+from node.privacy.budget import compositions_left
 from node.privacy.calibration import release_mechanism
 from node.privacy.ledger import Ledger
 from node.privacy.suspects import Suspects
 from node.randomness import Keys, public_generator
 from node.task import Objective, Task
-from peer.errors import BudgetSpent, ConfigurationError, LedgerError
+from peer.errors import ConfigurationError, LedgerError
 from peer.failpoint import failpoint
 from peer.message import Peer, Withheld
 
@@ -280,6 +276,8 @@ class DPGate(GradientGate):
         if made >= self.mechanism.releases:
             raise Withheld(f"this round has its {made} releases")
         paid = made > 0 and self.mechanism.batches == "shared"
+        if paid and self._batch[0] < t:  # the one batch that the debit is for is gone
+            raise Withheld("an earlier process released in this round, whose batch it drew")
         if self.budget is None or paid:
             return
         if self.ledger.compositions - self._spent_at_start >= self.budget:
@@ -354,8 +352,9 @@ class PaperGate(DPGate):
         """ĝ_ii = (1/B) Σ clipped gradients, without noise; zeros where the noised release for me is
         withheld.
         """
-        released = self(x, t, self.me)
-        return self._clean.clone() if self._last[self.me].answer is not None else released
+        released, last = self(x, t, self.me), self._last.get(self.me)
+        answered = last is not None and last.round == t and last.answer is not None
+        return self._clean.clone() if answered else released
 
     def _clipped(self, question: _Question, t: int, to: Peer) -> Tensor:
         total = super()._clipped(question, t, to)
@@ -463,31 +462,12 @@ def make_gate(
         mechanism=mechanism,
         ledger=ledger,
         keys=keys,
-        budget=_budget(config, ledger, mechanism),
+        budget=compositions_left(
+            ledger,
+            mechanism,
+            run=config.run,
+            rounds=config.rounds,
+            limit=config.limit,
+            delta=config.limit_delta,
+        ),
     )
-
-
-def _budget(config: GateConfig, ledger: Ledger, mechanism: Mechanism) -> int | None:
-    """Compositions that the data's lifetime limit leaves to this run; None: no limit.
-
-    Raises:
-        ConfigurationError: the ledger's releases protect another unit than this run.
-        BudgetSpent: none, and the run has made no release yet. (One that has goes on mixing.)
-    """
-    if config.limit is None:
-        return None
-    rows, most = ledger.rows(), mechanism.compositions(config.rounds)
-    if not units(rows) <= {config.unit}:
-        raise ConfigurationError(
-            f"{OTHER_UNIT} Take task.unit as in the earlier runs, or set budget.epsilon = "
-            '"unlimited".'
-        )
-    left = remaining_compositions(rows, mechanism, config.limit, config.limit_delta, most=most)
-    if most and not left and not ledger.rows(config.run):
-        spent = epsilon_pld(rows, config.limit_delta)
-        raise BudgetSpent(
-            f"These data have spent ε_total = {spent:.3g} of the {config.limit:g} that "
-            f"budget.epsilon allows (δ = {config.limit_delta:g}), which leaves no release to this "
-            "run; peerpoise budget says what spent it."
-        )
-    return left

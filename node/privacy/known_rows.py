@@ -11,12 +11,13 @@ at all.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -86,6 +87,29 @@ class KnownRows:
                 self._key = _make_key(path)
         except OSError as error:
             raise LedgerError(f"{path} can't be used ({error.strerror or error}).") from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process is in here: whoever looks for rows and then notes its own has to be, or
+        two that begin at once would not see each other. Waits for the other; the key's file is the
+        lock, which must have been made.
+
+        Raises:
+            LedgerError: the key is gone, or the disk refuses.
+        """
+        path = self._folder / KEY_FILE
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise LedgerError(
+                f"{path} can't be locked ({error.strerror}); its owner must be able to read and "
+                "write it."
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def digests(self, rows: Iterable[bytes]) -> Digests:
         """One of each row, [n], in their order; empty where there is no key, as nothing is known.

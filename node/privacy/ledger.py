@@ -20,52 +20,35 @@ at all.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from node.privacy.accountant import Mechanism, Mode, Spent
+from node.privacy.ledger_database import (
+    COUNTED,
+    INSERT,
+    MARK,
+    SELECT,
+    Entry,
+    connect,
+    connect_to_read,
+    digest_of,
+    written,
+)
 from node.privacy.ledger_head import GENESIS, Head, Lock
 from node.privacy.ledger_names import LedgerNames
+from node.privacy.spending import Spending
 from peer import files
 from peer.errors import ConfigurationError, LedgerError, StorageError
 from peer.failpoint import failpoint
 
-SCHEMA = 1
-"""PRAGMA user_version of the database; a newer one is refused, never guessed at."""
-
-MARK = -1
-"""The round of a row that says only in which mode a run used the data."""
-
-COUNTED = MARK - 1
-"""The round of the first row that stands for one that was lost; the next are below it."""
-
-PER = " per "
-"""Between mode and unit of a row: "strict per patient_id"."""
-
-_TABLE = """
-CREATE TABLE debit (
-    seq INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
-    recipient TEXT NOT NULL, mode TEXT NOT NULL, sigma REAL NOT NULL, rate REAL NOT NULL,
-    batches TEXT NOT NULL, releases INTEGER NOT NULL, time TEXT NOT NULL,
-    previous BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (run, round, recipient))
-"""
-_COLUMNS = (
-    "seq, run, round, recipient, mode, sigma, rate, batches, releases, time, previous, digest"
-)
-_INSERT = f"INSERT INTO debit ({_COLUMNS}) VALUES ({', '.join('?' * 12)})"
-_SELECT = f"SELECT {_COLUMNS} FROM debit ORDER BY seq"
-
-_NEWER = "it is of version {}, written by a newer peerpoise"
 _ADVICE = (
     "Nothing will be released from this data. Restore all of its ledger's files from one copy that "
     "is newer than the last release; without one, count the runs whose debits are lost as wholly "
@@ -135,9 +118,7 @@ class Ledger:
         self._digest = GENESIS
         self._settled = 0
         """The last row that stands for a lost one; what neighbors remember up to it may differ."""
-        self._spent: dict[tuple[str, Mechanism], int] = {}
-        self._debits: Counter[tuple[str, str]] = Counter()
-        """(run, recipient) -> debits."""
+        self._spending = Spending()
         self._db: sqlite3.Connection | None = None
         self._path = folder / f"{name}.sqlite" if folder else None
         self._head = Head(folder / f"{name}.head") if folder else None
@@ -217,7 +198,7 @@ class Ledger:
     @property
     def compositions(self) -> int:
         """Compositions spent so far (see `accountant`), all mechanisms together."""
-        return sum(self._spent.values())
+        return self._spending.compositions
 
     @property
     def missing(self) -> int:
@@ -228,11 +209,14 @@ class Ledger:
         """Everything spent, or one run's, run-length coded for the accountant; a mark counts as one
         composition.
         """
-        total: dict[Mechanism, int] = {}
-        for (of, mechanism), compositions in self._spent.items():
-            if run is None or of == run:
-                total[mechanism] = total.get(mechanism, 0) + compositions
-        return [Spent(mechanism, compositions) for mechanism, compositions in total.items()]
+        return self._spending.rows(run)
+
+    def entries(self) -> list[Entry]:
+        """All of them, in their order, as they were verified."""
+        with self._guarded() as db:
+            rows = db.execute(SELECT).fetchall()  # of a daemon that goes on there may be more
+        verified = rows[: self._sequence]
+        return [Entry.of(sequence, values) for sequence, *values, _, _ in verified]
 
     def runs(self) -> list[RunOfLedger]:
         """What each run has made of it, in the order in which they began."""
@@ -242,10 +226,7 @@ class Ledger:
 
     def longest(self, run: str) -> int:
         """The most debits of this run for one recipient: the longest stream of answers."""
-        return max(
-            (count for (of, recipient), count in self._debits.items() if of == run and recipient),
-            default=0,
-        )
+        return self._spending.longest(run)
 
     def last_round(self, run: str, recipient: str | None = None) -> int:
         """The last round of `run` with a debit (to `recipient`, if given); -1 if there is none."""
@@ -296,8 +277,8 @@ class Ledger:
             db.execute("BEGIN IMMEDIATE")
             for k in range(1, compositions + 1):
                 values = self._values(run, lowest - k, "", mechanism)
-                digest = _digest(sequence + k, values, previous)
-                db.execute(_INSERT, (sequence + k, *values, previous, digest))
+                digest = digest_of(sequence + k, values, previous)
+                db.execute(INSERT, (sequence + k, *values, previous, digest))
                 previous = digest
             failpoint("before_ledger_count")
             db.execute("COMMIT")
@@ -348,36 +329,29 @@ class Ledger:
     def _append(self, run: str, round: int, recipient: str, m: Mechanism) -> int:
         with self._guarded() as db:
             failpoint("before_ledger_append")
-            repeated = m.batches == "shared" and self.count(run, round) > 0
             values = self._values(run, round, recipient, m)
-            digest = _digest(self._sequence + 1, values, self._digest)
+            digest = digest_of(self._sequence + 1, values, self._digest)
             db.execute("BEGIN IMMEDIATE")
-            db.execute(_INSERT, (self._sequence + 1, *values, self._digest, digest))
+            db.execute(INSERT, (self._sequence + 1, *values, self._digest, digest))
             failpoint("after_ledger_append")
             db.execute("COMMIT")
             failpoint("before_ledger_head")
             if self._head is not None:
                 self._head.write(self._sequence + 1, digest)
             failpoint("after_ledger_fsync")
-            self._account(run, recipient, m, repeated, digest)
+            self._account(run, round, recipient, m, digest)
             return self._sequence
 
     def _values(
         self, run: str, round: int, recipient: str, m: Mechanism
     ) -> tuple[str | float, ...]:
         """A row but for its place in the chain."""
-        how_made = (_written(m), float(m.sigma), float(m.rate), m.batches, m.releases)
+        how_made = (written(m), float(m.sigma), float(m.rate), m.batches, m.releases)
         return (run, round, recipient, *how_made, self._clock())
 
-    def _account(
-        self, run: str, recipient: str, mechanism: Mechanism, repeated: bool, digest: bytes
-    ) -> None:
-        """Carries a row that is on disk into memory. `repeated`: its shared batch has been paid
-        for.
-        """
-        key = (run, replace(mechanism, sigma=float(mechanism.sigma), rate=float(mechanism.rate)))
-        self._spent[key] = self._spent.get(key, 0) + (not repeated)
-        self._debits[run, recipient] += 1
+    def _account(self, run: str, round: int, recipient: str, m: Mechanism, digest: bytes) -> None:
+        """Carries a row that is on disk into memory."""
+        self._spending.add(run, round, recipient, m)
         self._sequence += 1
         self._digest = digest
 
@@ -475,34 +449,26 @@ class Ledger:
         if self._db is not None:
             self._db.close()
         if self._look and self._path is not None:
-            self._db = _connect_to_read(self._path) if self._path.exists() else _connect(None)
+            self._db = connect_to_read(self._path) if self._path.exists() else connect(None)
         else:
-            self._db = _connect(self._path)
+            self._db = connect(self._path)
 
     def _read_all(self) -> None:
         """Verifies the chain from the first row and adds up what was spent."""
-        self._spent = {}
-        self._debits = Counter()
+        self._spending = Spending()
         self._sequence = 0
         self._digest = GENESIS
         self._settled = 0
-        shared: set[tuple[str, int]] = set()
-        rows = self._connected.execute(_SELECT)
+        rows = self._connected.execute(SELECT)
         for sequence, *values, previous, digest in rows.fetchall() if self._look else rows:
             if (sequence, previous) != (self._sequence + 1, self._digest):
                 raise self._integrity_error(f"has a gap before row {sequence}")
-            if digest != _digest(sequence, values, previous):
+            if digest != digest_of(sequence, values, previous):
                 raise self._integrity_error(f"was changed at row {sequence}")
-            run, round, recipient, written, sigma, rate, batches, releases, _ = values
-            mode, _, unit = written.partition(PER)
-            mechanism = Mechanism(
-                sigma=sigma, rate=rate, batches=batches, releases=releases, mode=mode, unit=unit
-            )
-            self._account(run, recipient, mechanism, (run, round) in shared, digest)
-            if round <= COUNTED:
+            entry = Entry.of(sequence, values)
+            self._account(entry.run, entry.round, entry.recipient, entry.mechanism, digest)
+            if entry.kind == "lost":
                 self._settled = sequence
-            if batches == "shared":
-                shared.add((run, round))
 
     def _digest_at(self, sequence: int, db: sqlite3.Connection) -> bytes | None:
         """The digest of a row, None if there is no such row."""
@@ -526,65 +492,3 @@ class Ledger:
 
     def _integrity_error(self, why: str) -> LedgerError:
         return LedgerError(f"The ledger {self._name} {why}. {_ADVICE}")
-
-
-def _written(mechanism: Mechanism) -> str:
-    """Mode and unit in one column: who does not know of units takes it for no mode that has an
-    ε.
-    """
-    return f"{mechanism.mode}{PER}{mechanism.unit}" if mechanism.unit else mechanism.mode
-
-
-def _connect(path: Path | None) -> sqlite3.Connection:
-    """A connection whose commits are on disk; an interrupted predecessor's rows are brought there
-    first.
-    """
-    if path is not None:
-        os.close(files.keep(path, os.O_RDWR))  # SQLite gives its other files the mode of this one
-    db = sqlite3.connect(
-        path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False
-    )
-    try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            db.execute(f"PRAGMA {pragma}")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise sqlite3.DatabaseError(_NEWER.format(version))
-        if not version:
-            db.executescript(f"BEGIN; {_TABLE}; PRAGMA user_version = {SCHEMA}; COMMIT")
-        if db.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("it is damaged")
-        busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise sqlite3.DatabaseError("another program has it open")
-        if path is not None:
-            files.sync(path.parent)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """A connection to a database that another process may write to. Where none does, no file is
-    made beside it, which would be this user's.
-    """
-    in_use = path.with_name(f"{path.name}-wal").exists()
-    access = "mode=ro" if in_use else "immutable=1"
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?{access}", uri=True, timeout=1.0)
-    try:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise sqlite3.DatabaseError(_NEWER.format(version))
-    except BaseException:
-        db.close()
-        raise
-    if version:
-        return db
-    db.close()
-    return _connect(None)  # whoever made the file was interrupted before the table
-
-
-def _digest(sequence: int, values: Iterable[object], previous: bytes) -> bytes:
-    """SHA-256 of a row and its predecessor's digest."""
-    return hashlib.sha256(json.dumps([sequence, *values, previous.hex()]).encode()).digest()

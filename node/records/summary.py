@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from node.config.task import adjacency
-from node.figures import Metric
+from node.figures import BUDGET_REACHED, Metric
 from peer import files
 from peer.errors import DataError
 
@@ -106,6 +106,9 @@ class Privacy(Part):
     """False: the validation set is private and outside the guarantee."""
     insecure_seed: bool = False
     """True: noise and batches can be computed by anybody; there is no guarantee."""
+    budget_reached: list[str] = []
+    """Nodes whose data had given away what their owner allows: they went on mixing, without
+    releases."""
     warning: str | None = None
     """What must be said beside every ε of this run."""
 
@@ -426,6 +429,8 @@ def heading(summary: Summary) -> str:
     notes += ["INSECURE transport: no TLS"] if summary.insecure else []
     if summary.mixing not in ("doubly-stochastic", "row"):
         notes.append(f"mixing by {summary.mixing}: not doubly stochastic")
+    if summary.privacy.budget_reached:
+        notes.append(f"{', '.join(summary.privacy.budget_reached)}: {BUDGET_REACHED}")
     notes += [summary.privacy.warning] if summary.privacy.warning else []
     return "\n".join([text, *notes])
 
@@ -485,13 +490,13 @@ def _merge_privacy(parts: Sequence[Privacy]) -> Privacy:
     releases = Releases(
         made=sum(count.made for count in counts), planned=sum(count.planned for count in counts)
     )
-    insecure = any(part.insecure_seed for part in parts)
     return parts[0].model_copy(
         update={
             "epsilon": epsilon,
             "releases": releases if counts else None,
+            "budget_reached": sorted(name for part in parts for name in part.budget_reached),
             "warning": warning,
-            "insecure_seed": insecure,
+            "insecure_seed": any(part.insecure_seed for part in parts),
         }
     )
 

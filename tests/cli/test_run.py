@@ -95,6 +95,8 @@ def test_a_budget_that_ends_is_code_3_and_a_sentence(peerpoise: Call, home: Path
     )
     found = summary(result)
     assert 0 < found["privacy"]["epsilon"]["total"] <= 0.5
+    assert found["privacy"]["budget_reached"] == ["a"]
+    assert any("Budget reached: still mixing, no releases" in line for line in said)
     assert (home / "state" / "model.safetensors").exists()
     assert (since_start(home, "release"), since_start(home, "withheld")) == ([0], [1])
     [withheld] = [it for it in events(home) if it["event"] == "withheld"]

@@ -42,6 +42,7 @@ DOCUMENT: status.Status = {
         "batches": "independent",
         "guaranteed": True,
         "limit": None,
+        "reached": False,
         "mode": "strict",
         "adjacency": "add/remove one example",
         "delta": 1e-3,

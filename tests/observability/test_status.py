@@ -280,6 +280,9 @@ def test_what_people_see():
 
 def test_what_people_see_when_something_is_wrong():
     assert DOCUMENT["epsilon"] is not None
+    reached = status.Epsilon(**{**DOCUMENT["epsilon"], "reached": True})
+    text = printed({**DOCUMENT, "epsilon": reached})
+    assert "n0: running, budget reached: still mixing, no releases, round 7 of 100" in text
     nominal = status.Epsilon(**{**DOCUMENT["epsilon"], "mode": "paper"})
     text = printed(
         {

@@ -89,7 +89,7 @@ def test_the_schema_has_the_fields_the_documents_promise():
     assert set(Epsilon.model_fields) == {"total", "link", "per_node"}
     privacy = (
         "mode batches adjacency unit delta sigma accountant epsilon releases public_validation "
-        "insecure_seed warning"
+        "insecure_seed budget_reached warning"
     )
     assert set(Privacy.model_fields) == set(privacy.split())
 
@@ -300,6 +300,17 @@ def test_releases_that_were_not_made_are_counted():
     assert merged.privacy.releases == Releases(made=60, planned=200)
     assert "Only 60 of 200 planned releases were made" in printed(merged)
     assert "planned releases" not in printed(one(privacy=having(100)), one())
+
+
+def test_nodes_that_mixed_without_releasing_are_named():
+    bad = one("n1")
+    bad = bad.model_copy(
+        update={"privacy": bad.privacy.model_copy(update={"budget_reached": ["n1"]})}
+    )
+    merged = summary.merge([one("n0"), bad, one("n2")])
+    assert merged.privacy.budget_reached == ["n1"]
+    assert "n1: budget reached: still mixing, no releases" in printed(merged)
+    assert "budget" not in printed(one())
 
 
 def test_an_empty_summary_can_be_shown():

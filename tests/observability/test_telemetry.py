@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from node.config import BudgetSection, RunConfig
+from node.daemon.snapshot import snapshot
 from node.daemon.telemetry import PER_ROUND, REFUSALS, WARNINGS, Telemetry
+from node.learning.learner import Learner
 from node.observability.metrics import Metrics
 from node.observability.sentences import Sentences
 from node.observability.voice import Voice
@@ -200,6 +203,16 @@ def test_the_budget_is_an_event_at_each_step(watch: Telemetry) -> None:
     events = [it for it in journal.read(watch.journal.path) if it["event"] == "budget"]
     assert [(it["share"], it["lifetime"]) for it in events] == [(0.5, 4.0), (0.9, 7.5)]
     assert {it["delta"] for it in events} == {watch.lifetime_delta}
+
+
+def test_the_status_says_that_the_budget_is_reached(watch: Telemetry) -> None:
+    for exhausted in (False, True):
+        gate = SimpleNamespace(exhausted=exhausted)
+        learner = SimpleNamespace(gate=gate, task=SimpleNamespace(metrics=()))
+        watch.learner = cast(Learner, learner)
+        epsilon = snapshot(watch)["epsilon"]
+        assert epsilon is not None
+        assert epsilon["reached"] is exhausted
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -468,6 +468,13 @@ def test_paper_own_is_withheld_with_its_debit(
     assert not paper.own(task.initial_parameters(0), 0).any()
 
 
+def test_paper_own_of_an_earlier_round_is_no_answer(task: Small, ledger: Ledger) -> None:
+    paper, x = gate(task, ledger, config_mode="paper", releases=1), task.initial_parameters(0)
+    assert paper.own(x, 0).any()
+    paper(x, 1, "b")
+    assert not paper.own(x, 1).any(), "the round has no release left for me"
+
+
 def test_clear_gradients_are_plain_public_and_free(task: Small) -> None:
     clear = gate(task, None, config_mode="none", config_batch=16)
     assert isinstance(clear, NonPrivateGate)
