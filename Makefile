@@ -7,6 +7,7 @@
 # make test-latest   the newest ones, in build/latest
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
 # make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
+# make rerun         a few kept cells of docs/results again, drawn at random: are the figures still those? (CELLS=3 SEED=0)
 # make sweeps-quick  a cell of each table of docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
 # make reasoning     docs/reasoning.md: FGRPO, its baselines and liars (half an hour of two cores)
@@ -40,7 +41,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results sweeps-quick results-plan results-page language reasoning rl ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results rerun sweeps-quick results-plan results-page language reasoning rl ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -186,6 +187,11 @@ sweeps-quick: $(VENV)/dev.installed
 results-plan: $(VENV)/dev.installed build/results/kept
 	for name in $(CLAIMS); do \
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --dry-run --measure || exit 1; done
+
+CELLS  ?= 3
+SEED   ?= $(shell date +%j)
+rerun: $(VENV)/dev.installed build/results/kept
+	OMP_NUM_THREADS=1 $(BIN)/python docs/rerun.py build/results $(CELLS) $(SEED)
 
 ray-test: $(VENV)/dev.installed
 	$(BIN)/pip install -q -e '.[ray]'
