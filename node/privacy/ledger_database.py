@@ -99,6 +99,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
     db = sqlite3.connect(
         path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False
     )
+    db.text_factory = _text
     try:
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
             db.execute(f"PRAGMA {pragma}")
@@ -127,6 +128,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     in_use = path.with_name(f"{path.name}-wal").exists()
     access = "mode=ro" if in_use else "immutable=1"
     db = sqlite3.connect(f"{path.absolute().as_uri()}?{access}", uri=True, timeout=1.0)
+    db.text_factory = _text
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
@@ -140,6 +142,15 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         return db
     db.close()
     return connect(None)  # whoever made the file was interrupted before the table
+
+
+def _text(raw: bytes) -> str:
+    """What is no text is damage, which sqlite3 would take for a disk that may recover.
+
+    Raises:
+        UnicodeDecodeError: it is none.
+    """
+    return raw.decode()
 
 
 def digest_of(sequence: int, values: Iterable[object], previous: bytes) -> bytes:

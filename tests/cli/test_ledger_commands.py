@@ -71,12 +71,21 @@ def edited(folder: Path) -> None:
     database.close()
 
 
+def no_text(folder: Path) -> None:
+    """As a flipped bit may leave it."""
+    database = sqlite3.connect(folder / "ward.sqlite")
+    database.execute("UPDATE debit SET time = CAST(x'32ff0a30' AS TEXT) WHERE seq = 4")
+    database.commit()
+    database.close()
+
+
 def cut(folder: Path) -> None:
     os.truncate(folder / "ward.sqlite", 5000)
 
 
 FAULTS: dict[str, Callable[[Path], object]] = {
     "changed at row 4": edited,
+    "can't decode byte 0xff": no_text,
     "older than the head": set_back,
     "malformed|is damaged|can't be read": cut,
     "no readable head": lambda folder: (folder / "ward.head").unlink(),
@@ -108,6 +117,7 @@ def test_verify_says_what_is_wrong(peerpoise: Call, folder: Path, what: str) -> 
     refused = peerpoise("ledger", "verify", "ward")
     assert (refused.code, refused.out, refused.err.count("\n")) == (73, "", 1)
     assert any(each in refused.err for each in what.split("|")), refused.err
+    assert "it is tried again by itself" not in refused.err
     document = peerpoise("ledger", "verify", "ward", "--json")
     [verdict] = json.loads(document.out)
     assert (document.code, verdict["whole"]) == (73, False)

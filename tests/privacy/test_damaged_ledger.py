@@ -22,7 +22,7 @@ from peer.errors import LedgerError
 
 STRICT = Mechanism(sigma=2.0, rate=0.1, releases=3)
 BEFORE, LAST = 30, 3
-TRIALS = 60
+TRIALS = 40
 """Of one kind on one file, in the short form."""
 
 

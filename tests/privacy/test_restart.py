@@ -55,7 +55,7 @@ def test_independent_batches_go_on_within_the_round(task: Small, tmp_path: Path)
         assert ledger.compositions == 3
 
 
-LIVES = 50 if LONG else 3
+LIVES = 50 if LONG else 2
 """Processes that are killed at each point."""
 
 
