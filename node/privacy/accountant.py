@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -36,6 +36,9 @@ DISCRETIZATION = 1e-3
 PLD_CUTOFF = 100.0
 """Above this Rényi ε it is itself the figure: the exact one would take unbounded memory and help
 nobody."""
+
+PROFILE_DELTA = 1e-5
+"""At which δ a profile is asked whether it is worth computing."""
 
 WEAK = 20.0
 """An ε_total above this is a warning everywhere: odds may change by e^20, no useful promise."""
@@ -106,12 +109,31 @@ def _epsilon_pld(spent: tuple[Spent, ...], delta: float) -> float:
     rough = epsilon_rdp(spent, delta)
     if not spent or rough > PLD_CUTOFF:
         return rough
+    return float(_composed(spent).get_epsilon(delta))
+
+
+@lru_cache(maxsize=4)
+def _composed(spent: tuple[Spent, ...]) -> Any:
+    """A PLD accountant that has composed these."""
     accountant = _dp().pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
     for row in spent:
         accountant.compose(
             _event(row.mechanism.composition_sigma, row.mechanism.rate), row.compositions
         )
-    return float(accountant.get_epsilon(delta))
+    return accountant
+
+
+def privacy_profile(rows: Iterable[Spent], epsilons: Sequence[float]) -> npt.NDArray[np.float64]:
+    """δ(ε) of everything in `rows` together at each of these ε, by PLD; 1 where there is no
+    guarantee, or none worth the memory that its figure would take.
+    """
+    spent = tuple(row for row in rows if row.compositions > 0)
+    if not spent:
+        return np.zeros(len(epsilons))
+    if epsilon_rdp(spent, PROFILE_DELTA) > PLD_CUTOFF:
+        return np.ones(len(epsilons))
+    accountant = _composed(spent)
+    return np.array([accountant.get_delta(epsilon) for epsilon in epsilons])
 
 
 def epsilon_rdp(rows: Iterable[Spent], delta: float) -> float:
