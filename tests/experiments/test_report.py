@@ -369,3 +369,25 @@ def test_parquet_and_json_hold_what_tables_show(swept):
     weights = parquet.read_table(out / "weights.parquet").to_pylist()
     assert {it["kind"] for it in weights} == {"cosine", "calibration"}
     assert {it["mode"] for it in trials} == {"none", "strict"}
+
+
+def test_no_row_is_called_best_whose_rate_is_at_the_edge(tmp_path):
+    """xavg leads at the largest rate of three; with that rate in the middle it is best."""
+    file = tmp_path / "three.toml"
+    verdicts = []
+    for name, rates in (("edge", "[0.01, 0.1, 0.3]"), ("closed", "[0.1, 0.3, 1.0]")):
+        text = TINY.replace("rates = [0.01, 0.3]", f"rates = {rates}")
+        file.write_text(text, encoding="utf-8")
+        sweep, folder = load(file), Folder(tmp_path / name)
+        for row in sweep.rows[:2]:
+            for trial in row.tuning():
+                chosen = 0.3 if row.method == "xavg" else 0.1
+                keep(folder, trial, 0.6 if trial.lr == chosen else 0.5)
+            for trial in row.final(chosen):
+                keep(folder, trial, 0.7 if row.method == "xavg" else 0.65, summary=SUMMARY)
+        [ring] = [it for it in aggregate.collect(sweep, folder).parts if it.name == "ring"]
+        verdicts += [note for note in tables.setting(ring).notes if "best" in note.lower()[:25]]
+    assert verdicts == [
+        "No row is called best: xavg leads, and its rate is at the edge of those that were tried.",
+        "Best: xavg; with other rates these may do better: dpdl.",
+    ]

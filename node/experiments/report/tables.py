@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.experiments.report.aggregate import Line, Part, Spread, SweepReport
+from node.experiments.report.verdict import verdict
 from node.figures import Metric
 from node.records.summary import LINK
 
@@ -211,6 +212,8 @@ def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:
         notes.append(_late_note(part.headline, part.lines[0].late) + ".")
     if any(line.choice and line.choice.edge for line in part.lines):
         notes.append(f"{EDGE_NOTE}.")
+    if sentence := verdict(part):
+        notes.append(sentence)
     notes += [f"({letter}) {conditions}." for conditions, letter in letters.items()]
     if private and letters:
         notes.append(f"ε_link: one neighbor's stream of answers alone; {LINK}.")
