@@ -252,7 +252,7 @@ def _proposals(
 ) -> tuple[Proposal, ...]:
     if question.limits is None:
         return ()
-    run = question.run.run_config
+    run = question.run
     return propose(run, Plan.of(run, run.neighborhoods(question.names)), d, question.limits, say)
 
 

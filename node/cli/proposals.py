@@ -119,6 +119,7 @@ def _gossip(
     if d is None:
         return options.gossip, None
     exchange = 4e-6 * d * max(each.degree for each in plan.neighborhoods.values())
-    allowed = limits.megabytes or exchange * options.gossip * planned
+    planned_megabytes = exchange * options.gossip * planned
+    allowed = planned_megabytes if limits.megabytes is None else limits.megabytes
     k = min(enough.gossip, int(allowed / (exchange * rounds) + 1e-9))
     return k, exchange * k * rounds

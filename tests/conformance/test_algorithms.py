@@ -435,7 +435,7 @@ def test_its_diagnostics_name_neighbors_only(variant):
 def test_an_unknown_algorithm_is_a_sentence():
     with pytest.raises(
         ConfigurationError,
-        match="choose one of badam, centralized, cga, d-psgd, dec-lora, deca, dmsgd, dp-cga, ",
+        match="choose one of badam, centralized, cga, d-psgd, dec-lora, deca, dmsgd, dp-centralized, ",
     ):
         find("sgd")
 
