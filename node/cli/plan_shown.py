@@ -83,15 +83,15 @@ def _proposals(plan: PrivacyPlan) -> Table:
         "σ/(qn√T), that of all steps together against all that they can move a model"
     )
     table.title_justify = "left"
-    for it in plan.proposals:
+    for proposal in plan.proposals:
         table.add_row(
-            str(it.rounds),
-            f"{it.rate:.4g}",
-            "–" if it.gossip is None else str(it.gossip),
-            f"{it.sigma:.4g}",
-            f"{it.noise:.3g}",
-            f"{it.examples:.3g}",
-            "–" if it.megabytes is None else f"{it.megabytes:.3g}",
+            str(proposal.rounds),
+            f"{proposal.rate:.4g}",
+            "–" if proposal.gossip is None else str(proposal.gossip),
+            f"{proposal.sigma:.4g}",
+            f"{proposal.noise:.3g}",
+            f"{proposal.examples:.3g}",
+            "–" if proposal.megabytes is None else f"{proposal.megabytes:.3g}",
         )
     table.caption = (
         "The less noise the better, as long as there are rounds enough to learn in; "
