@@ -6,6 +6,7 @@
 # make test-lowest   the oldest versions that pyproject.toml allows, in build/lowest (TESTS=… for some of the tests)
 # make test-latest   the newest ones, in build/latest
 # make learning      the tables of docs/learning.md (an hour of one core, resumable)
+# make honest        the table of docs/results/honest.toml: accuracy at ε 1, 2, 4, 8 (four hours of one core, resumable)
 # make results       runs what docs/results lacks (resumable; results-plan says what that is, results-page only shows)
 # make rerun         a few kept cells of docs/results again, drawn at random: are the figures still those? (CELLS=3 SEED=0)
 # make sweeps-quick  a cell of each table of docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
@@ -41,7 +42,7 @@ FASHION = $(BIN)/peerpoise config check docs/results/fashion-mnist.toml
 export NWGI
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning results rerun sweeps-quick results-plan results-page language reasoning rl ray-test lock audit sbom docs stubs clean
+.PHONY: demo test test-long test-extras test-python test-lowest test-latest compose-test llm-cluster kill-matrix hostile lint lint-types lint-rest coverage bench bench-quick bench-smoke learning honest results rerun sweeps-quick results-plan results-page language reasoning rl ray-test lock audit sbom docs stubs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/peerpoise up deploy/examples/quickstart.toml --baseline
@@ -135,6 +136,10 @@ bench-smoke: $(VENV)/dev.installed
 
 learning: $(VENV)/dev.installed
 	$(BIN)/peerpoise sweep docs/results/learning.toml --out build/learning --jobs $(JOBS)
+
+honest: $(VENV)/dev.installed
+	$(BIN)/peerpoise sweep docs/results/honest.toml --out build/honest --jobs $(JOBS)
+	$(BIN)/peerpoise report build/honest --markdown docs/results/honest.md
 
 # Results of any version of the code are kept; FRESH= runs those of others again.
 FRESH  ?= --any-code

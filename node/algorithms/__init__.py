@@ -108,6 +108,8 @@ class Algorithm(ABC):
     """True: one node on the union of all data (an upper bound); `simulate` only, a daemon refuses
     it.
     """
+    PUBLIC: ClassVar[bool] = False
+    """True, of a pooled one: its data are the public validation set, and nothing else."""
     DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = ()
     """What `diagnostics` may tell, the most telling first: reports draw that one."""
 
@@ -167,6 +169,7 @@ ALGORITHMS: Mapping[str, str] = {
     "sapo": "node.algorithms.sapo:Sapo",
     "local": "node.algorithms.sgd:Local",
     "centralized": "node.algorithms.sgd:Centralized",
+    "public": "node.algorithms.sgd:Public",
 }
 """name -> module:class. A new algorithm: one file, one line here, one paper test."""
 
@@ -176,6 +179,8 @@ NOISED: Mapping[str, str] = {
     "dp-xavg": "xavg",
     "dp-cga": "cga",
     "dp-net-fleet": "net-fleet",
+    "dp-local": "local",
+    "dp-centralized": "centralized",
 }
 """Second name -> algorithm. Noise is the gate's, so `d-psgd` in mode strict is DP-D-PSGD bit for
 bit; under the second name, by which papers compare, a run in any other mode is refused."""

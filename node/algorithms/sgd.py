@@ -1,9 +1,11 @@
-"""The two lines every comparison is drawn between: SGD without communication, and SGD on
-everybody's data.
+"""The lines every comparison is drawn between: SGD without communication, SGD on everybody's data,
+and SGD on the public examples alone.
 
 `Local`: each node for itself, on its own data (a lower bound). `Centralized`: the same optimizer
 on the union of the data (an upper bound); `simulate` builds ONE node for it, with all examples and
-a batch of B·N; a daemon refuses it, since it would have to see its neighbors' data.
+a batch of B·N; a daemon refuses it, since it would have to see its neighbors' data. `Public`: on
+the validation set (`validation.size`) and nothing private, which costs no ε; what it learned may be
+the start of a private run (`train.start` with `train.public_start`).
 
     v ← β v + g + λ x ;  x ← x − η v      momentum as in torch.optim.SGD (no dampening, no Nesterov)
 
@@ -66,3 +68,8 @@ class Local(Algorithm):
 
 class Centralized(Local):
     POOLED = True
+
+
+class Public(Local):
+    POOLED = True
+    PUBLIC = True

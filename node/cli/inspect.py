@@ -38,6 +38,17 @@ def plan(
     limit: Annotated[
         float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")
     ] = None,
+    proposals: Annotated[
+        bool, typer.Option("--propose", help="Which other q, T and K cost as much compute?")
+    ] = False,
+    examples: Annotated[
+        float | None,
+        typer.Option(min=1, help="With --propose: gradients of examples a node may compute."),
+    ] = None,
+    megabytes: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --propose: what a node may send, if it gossips."),
+    ] = None,
     settings: Settings = [],
     as_json: Json = False,
 ) -> None:
@@ -63,14 +74,19 @@ def plan(
     console = Console(highlight=False, soft_wrap=True)
     with Console(stderr=True).status("loading") as progress:
         from node.cli import plan as planning
+        from node.cli import plan_shown
+        from node.cli.proposals import Limits
 
+        limits = Limits(examples=examples, megabytes=megabytes) if proposals else None
         question = planning.read(file, [*options, *settings])
-        question = planning.with_options(question, degree=degree, data=data, limit=limit)
+        question = planning.with_options(
+            question, degree=degree, data=data, limit=limit, limits=limits
+        )
         privacy_plan = planning.answer(question, progress.update)
     if as_json:
-        print_json(planning.document(privacy_plan))
+        print_json(plan_shown.document(privacy_plan))
     else:
-        console.print(planning.show(privacy_plan))
+        console.print(plan_shown.show(privacy_plan))
 
 
 @app.command()

@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from node.algorithms import find
-from node.cli.budget import Account, account, number, runs_table, sentence
+from node.cli.budget import Account, account
+from node.cli.proposals import Limits, Proposal, propose
 from node.config import (
     BudgetSection,
     ExperimentConfig,
@@ -33,10 +34,10 @@ from node.config import (
 )
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
+from node.learning.plan import Plan
 from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
-    OTHER_UNIT,
     Mechanism,
     epsilon_link,
     epsilon_total,
@@ -45,16 +46,13 @@ from node.privacy.accountant import (
 )
 from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.ledger import Ledger
-from node.records.journal import plain
-from node.records.summary import LINK, Epsilon, Privacy, conditions
+from node.privacy.membership import Membership, membership
+from node.records.summary import Epsilon, Privacy
 from node.tasks import make
 from peer.errors import ConfigurationError
 from peer.identity.roster import Roster
 from peer.neighborhood import Neighborhood
 from peer.topology import TOPOLOGIES, make_neighborhoods
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +98,8 @@ class PrivacyPlan:
     """ε_total that was asked for; None: σ was given."""
     privacy: Privacy
     """Conditions of every ε here, with σ, ε_total and ε_link of `cost`."""
+    membership: Membership
+    """What that means: how well a known record can be told to be there."""
     cost: Cost
     graphs: tuple[Cost, ...]
     """The same on every graph of the table, cheapest first."""
@@ -109,6 +109,8 @@ class PrivacyPlan:
     """Why these figures promise little, or why nothing would be learned; n is public, B/q or
     privacy.max_examples."""
     lifetime: Lifetime | None
+    proposals: tuple[Proposal, ...]
+    """Other q, T and K, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,8 @@ class Question:
     degree: int | None = None
     """Instead of a graph."""
     data: str = ""
+    limits: Limits | None = None
+    """Of proposals; None: none are wanted."""
     budget: BudgetSection = field(default_factory=lambda: BudgetSection(epsilon="unlimited"))
 
 
@@ -155,13 +159,20 @@ def _roster(config: ExperimentConfig, roster: Path) -> Sequence[str]:
 
 
 def with_options(
-    question: Question, *, degree: int | None, data: str, limit: float | None
+    question: Question,
+    *,
+    degree: int | None,
+    data: str,
+    limit: float | None,
+    limits: Limits | None = None,
 ) -> Question:
     """What the command line says beside the settings of a file."""
     budget = question.budget
     if limit is not None:
         budget = budget.model_copy(update={"epsilon": limit})
-    return replace(question, degree=degree, data=data or question.data, budget=budget)
+    return replace(
+        question, degree=degree, data=data or question.data, budget=budget, limits=limits
+    )
 
 
 def answer(question: Question, say: Callable[[str], None] = lambda text: None) -> PrivacyPlan:
@@ -224,6 +235,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             insecure_seed=privacy.insecure_seed is not None,
             warning=warning(privacy, own.epsilon),
         ),
+        membership=membership(mechanism, rounds),
         cost=own,
         graphs=tuple(
             sorted((cost(**graph) for graph in graphs), key=attrgetter("releases", "graph"))
@@ -231,7 +243,17 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         impossible=impossible,
         doubts=tuple(_doubts(run.privacy, own, d)),
         lifetime=_lifetime(question, mechanism) if question.data else None,
+        proposals=_proposals(question, d, say),
     )
+
+
+def _proposals(
+    question: Question, d: int | None, say: Callable[[str], None]
+) -> tuple[Proposal, ...]:
+    if question.limits is None:
+        return ()
+    run = question.run
+    return propose(run, Plan.of(run, run.neighborhoods(question.names)), d, question.limits, say)
 
 
 def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:
@@ -297,79 +319,3 @@ def _lifetime(question: Question, mechanism: Mechanism) -> Lifetime:
         other_unit=other_unit,
         rounds_left=left,
     )
-
-
-def document(plan: PrivacyPlan) -> dict[str, object]:
-    """For programs; what is not finite is None."""
-    converted: Json = plain({**asdict(plan), "privacy": plan.privacy.model_dump()})
-    return converted
-
-
-def show(plan: PrivacyPlan) -> RenderableType:
-    """For people."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    wanted = "" if plan.target is None else f" for ε_total ≤ {plan.target:g}"
-    table = Table(
-        "graph",
-        "degree",
-        "|K|",
-        "σ",
-        "ε_total",
-        "spectral gap",
-        box=None,
-        pad_edge=False,
-        title_justify="left",
-    )
-    table.title = f"What graphs of {plan.nodes} nodes cost{wanted}, under the same conditions"
-    for cost in plan.graphs:
-        cells = [
-            str(cost.degree),
-            str(cost.releases),
-            f"{cost.sigma:.4g}",
-            f"{cost.epsilon:.3g}",
-            f"{cost.spectral_gap:.2g}",
-        ]
-        table.add_row(cost.graph, *cells)
-    lines = [*_headline(plan), *_lifetime_lines(plan)]
-    no = [Text(f"not {kind}: {why}") for kind, why in plan.impossible.items()]
-    parts: list[RenderableType] = [*map(Text, lines), Text(), table, *no]
-    if plan.lifetime and plan.lifetime.runs:
-        parts[len(lines) : len(lines)] = [Text(), runs_table(plan.lifetime)]
-    return Group(*parts)
-
-
-def _headline(plan: PrivacyPlan) -> Iterator[str]:
-    cost, privacy = plan.cost, plan.privacy
-    where = f"{cost.graph} of {plan.nodes} nodes" if cost.graph else "any graph"
-    yield (
-        f"{plan.algorithm}, {where}, {cost.degree} neighbors at most: |K| = {cost.releases} "
-        f"releases a round, {plan.rounds} rounds, q = {plan.rate:g}"
-    )
-    yield f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} ({conditions(privacy)})"
-    yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
-    if privacy.warning and privacy.warning not in plan.doubts:
-        yield f"! {privacy.warning}"
-    for doubt in plan.doubts:
-        yield f"! {doubt}"
-
-
-def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:
-    lifetime = plan.lifetime
-    if lifetime is None:
-        return
-    yield sentence(lifetime)
-    if lifetime.other_unit:
-        yield f"! {OTHER_UNIT}"
-    if lifetime.limit is not None:
-        yield (
-            f"Limit {lifetime.limit:g}: {lifetime.rounds_left} of the {plan.rounds} rounds of this "
-            "run can release."
-        )
-    if lifetime.delta != plan.privacy.delta:
-        yield (
-            f"! The run's ε_total is at another δ than that of its data: at δ = {lifetime.delta:g} "
-            f"it is {number(lifetime.planned)}."
-        )

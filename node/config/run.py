@@ -72,11 +72,16 @@ class TrainSection(Section):
     (`peerpoise continue`). It costs no ε. None: initial parameters are drawn from the seed."""
     start_digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """SHA-256 (hex) of that file; written by `up` and `pack`, compared by every node."""
+    public_start: bool = False
+    """That file was learned from PUBLIC data alone (algorithm.name = "public"), so no ε of its own
+    comes on top of this run's."""
 
     @model_validator(mode="after")
     def _digest_of_a_file(self) -> TrainSection:
         if self.start_digest and self.start is None:
             raise ValueError("start_digest belongs to a file: name it as start, or remove both")
+        if self.public_start and self.start is None:
+            raise ValueError("public_start says something of a file: name it as start")
         return self
 
 

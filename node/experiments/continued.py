@@ -64,6 +64,7 @@ def _values(run: RunConfig, names: Sequence[str], experiment: Mapping[str, objec
         ("run", "federation"),
         ("train", "start"),
         ("train", "start_digest"),
+        ("train", "public_start"),
         ("validation", "digest"),
     ):
         values[section].pop(key, None)

@@ -14,7 +14,13 @@ import torch
 
 from node import data, models, tasks
 from node.attacks import Attack
-from node.config import AlgorithmSection, DataSection, ExperimentConfig, RunConfig
+from node.config import (
+    AlgorithmSection,
+    DataSection,
+    ExperimentConfig,
+    RunConfig,
+    ValidationSection,
+)
 from node.config.task import SUPERVISED
 from node.data import partition
 from node.data.examples import kinds
@@ -119,6 +125,8 @@ def resolve(
         train = tasks.to_divide(run)
         held_out = validation.held_out(run, kinds(train.y))
         parts = dict(zip(names, partition.divide(experiment, train, held_out), strict=True))
+        if plan.algorithm.PUBLIC:
+            run, parts = _public(run, held_out)
     if plan.algorithm.POOLED:
         if train is None:
             raise ConfigurationError(
@@ -129,6 +137,16 @@ def resolve(
         neighborhoods = make_neighborhoods("full", list(parts))
     plan = Plan.of(run, neighborhoods)
     return ResolvedRun(experiment=config, run=run, plan=plan, train=train, parts=parts, own=own)
+
+
+def _public(run: RunConfig, rows: Rows) -> tuple[RunConfig, dict[Peer, Rows]]:
+    """The public validation set as the only data, and a run that has none beside them."""
+    if not len(rows):
+        raise ConfigurationError(
+            f"{run.algorithm.name} learns from the public validation set, and there is none: set "
+            "validation.size."
+        )
+    return run.model_copy(update={"validation": ValidationSection()}), {"public": rows}
 
 
 def _pooled(run: RunConfig, parts: Mapping[Peer, Rows]) -> tuple[RunConfig, dict[Peer, Rows]]:

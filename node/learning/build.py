@@ -22,6 +22,7 @@ from node.device import pick
 from node.hooks import NO_HOOKS, Hooks
 from node.learning import promises
 from node.learning import start as beginning
+from node.learning.averaged import averaged
 from node.learning.learner import Learner
 from node.learning.plan import Plan
 from node.learning.requirements import room_for_blocks
@@ -111,6 +112,7 @@ def build(
     room_for_blocks(plan.options, run, task, neighborhood.degree)
     algorithm = plan.algorithm(plan.options, given)
     algorithm = attack.on_algorithm(algorithm, run.train.seed) if attack else algorithm
+    algorithm = averaged(algorithm)
     return Learner(
         name=name,
         plan=plan,

@@ -133,7 +133,8 @@ class Plan:
     @property
     def warning(self) -> str | None:
         """The warning that accompanies every statement of this run's privacy."""
-        started = self.run.train.start is not None
+        train = self.run.train
+        started = train.start is not None and not train.public_start
         return warning(self.run.privacy, self.epsilon, started=started)
 
 
@@ -143,6 +144,11 @@ def _check_privacy(run: RunConfig, algorithm: type[Algorithm], options: Algorith
     if (own := without_noise(name)) and mode != "strict":
         raise ConfigurationError(
             f'{name} is {own} with noise: set privacy.mode = "strict", or name {own} instead.'
+        )
+    if mode != "none" and algorithm.PUBLIC:
+        raise ConfigurationError(
+            f"{name} learns from the public validation set, where there is nothing to protect: set "
+            'privacy.mode = "none".'
         )
     if mode != "none" and not algorithm.PRIVATE:
         raise ConfigurationError(

@@ -58,6 +58,10 @@ class Schedule(Decay):
     """Factor on η after every `decay_every` rounds."""
     decay_every: int = Field(default=0, ge=0)
     """Rounds between the steps of `lr_decay`; 0: there are none."""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """β: what is evaluated and exported is x̄ ← β x̄ + (1−β) x over the rounds, which costs no ε;
+    0: the last x. What is exchanged is x.
+    """
 
 
 def step_size(t: int, c: Schedule) -> float:

@@ -40,6 +40,9 @@ nobody."""
 ROUGH_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0)
 """They show at once that an ε is below `PLD_CUTOFF`."""
 
+PROFILE_DELTA = 1e-5
+"""At which δ a profile is asked whether it is worth computing."""
+
 WEAK = 20.0
 """An ε_total above this is a warning everywhere: odds may change by e^20, no useful promise."""
 
@@ -113,12 +116,31 @@ def _epsilon_pld(spent: tuple[Spent, ...], delta: float) -> float:
     bound, _ = _optimum(spent, delta, ROUGH_ORDERS)
     if bound > PLD_CUTOFF and (figure := epsilon_rdp(spent, delta)) > PLD_CUTOFF:
         return figure
+    return float(_composed(spent).get_epsilon(delta))
+
+
+@lru_cache(maxsize=4)
+def _composed(spent: tuple[Spent, ...]) -> Any:
+    """A PLD accountant that has composed these."""
     accountant = _dp().pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
     for row in spent:
         accountant.compose(
             _event(row.mechanism.composition_sigma, row.mechanism.rate), row.compositions
         )
-    return float(accountant.get_epsilon(delta))
+    return accountant
+
+
+def privacy_profile(rows: Iterable[Spent], epsilons: Sequence[float]) -> npt.NDArray[np.float64]:
+    """δ(ε) of everything in `rows` together at each of these ε, by PLD; 1 where there is no
+    guarantee, or none worth the memory that its figure would take.
+    """
+    spent = tuple(row for row in rows if row.compositions > 0)
+    if not spent:
+        return np.zeros(len(epsilons))
+    if epsilon_rdp(spent, PROFILE_DELTA) > PLD_CUTOFF:
+        return np.ones(len(epsilons))
+    accountant = _composed(spent)
+    return np.array([accountant.get_delta(epsilon) for epsilon in epsilons])
 
 
 def _have_epsilon(spent: Sequence[Spent]) -> bool:

@@ -15,7 +15,7 @@ from node import data as datasets
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
-from node.data.scattering import scattering
+from node.data.scattering import remembered, scattering
 from node.tasks import validation
 from peer.errors import ConfigurationError, DataError
 
@@ -79,7 +79,10 @@ def inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
 
 def _prepared(examples: Examples, task: TaskSection) -> Examples:
     images = examples.floats().scaled(task.image_size).standardized(task.mean, task.std)
-    return replace(images, x=scattering(images.x)) if task.transform == "scattering" else images
+    if not task.transform:
+        return images
+    transform = scattering if task.data == "own" else remembered
+    return replace(images, x=transform(images.x))
 
 
 @lru_cache(maxsize=2)

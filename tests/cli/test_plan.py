@@ -15,6 +15,7 @@ from node.experiments import provisioning
 from node.learning.plan import Plan
 from node.privacy.accountant import Mechanism, Spent, epsilon_pld
 from node.privacy.ledger import Ledger
+from node.privacy.membership import membership
 from node.tasks import make
 from peer.topology import TOPOLOGIES, make_neighborhoods
 
@@ -286,3 +287,39 @@ def test_mistakes(peerpoise: Call, arguments: list[str], part: str) -> None:
     assert (result.code, part in result.err, len(result.err.splitlines())) == (78, True, 1), (
         result.err
     )
+
+
+def test_what_it_means_is_the_bound_of_the_run_itself(peerpoise: Call) -> None:
+    call = ("--sigma", "2", "--rounds", "20", "--rate", "0.1", "--nodes", "4", "--graph", "ring")
+    known = planned(peerpoise, *call)["membership"]
+    assert known["fpr"] < known["link"] < known["total"] < 1
+    mechanism = Mechanism(sigma=2.0, rate=0.1, releases=3)
+    assert known["total"] == pytest.approx(membership(mechanism, 20).total, rel=1e-3)
+    text = peerpoise("plan", *call).out
+    assert f"at most {100 * known['total']:.3g} % of those that are" in text
+
+
+RECIPE = ("--set", "algorithm.name=muffliato", "--set", "algorithm.gossip=3", "--nodes", "10")
+
+
+def test_proposals_cost_the_same_compute_and_no_more_bytes(peerpoise: Call) -> None:
+    """Every σ is the one that the run itself would have."""
+    call = (*RECIPE, "--rounds", "40", "--rate", "0.1", "--set", "privacy.batch=60")
+    data = ("--set", "task.data=digits", "--set", "task.model=softmax")
+    found = planned(peerpoise, *call, *data, "--epsilon", "2", "--propose")
+    proposals = found["proposals"]
+    assert [it["rounds"] for it in proposals] == [10, 20, 40, 80]  # K = 0 beyond
+    for it in proposals:
+        assert it["examples"] == pytest.approx(40 * 60, rel=1e-3)
+        assert it["megabytes"] <= proposals[2]["megabytes"] * 1.0001
+    assert [it["gossip"] for it in proposals] == [7, 6, 3, 1]
+    assert [it["noise"] for it in proposals] == sorted(it["noise"] for it in proposals)
+    own = proposals[2]
+    assert own["sigma"] == pytest.approx(found["cost"]["sigma"], rel=1e-3)
+
+
+def test_proposals_need_a_target_and_room(peerpoise: Call) -> None:
+    result = peerpoise("plan", "--sigma", "2", "--propose")
+    assert (result.code, "--epsilon" in result.err) == (78, True)
+    result = peerpoise("plan", "--epsilon", "2", "--propose", "--examples", "1e9")
+    assert (result.code, "--examples" in result.err) == (78, True)

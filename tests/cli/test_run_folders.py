@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kit.command import Call
-from node.config import ExperimentConfig, RunConfig, load
-from node.experiments import local_cluster
+from node.config import ExperimentConfig, PrivacySection, RunConfig, TrainSection, load
+from node.experiments import continued, local_cluster
 from peer.errors import StorageError
 
 CONFIG = ExperimentConfig.model_validate({"run": {"name": "small"}, "privacy": {"mode": "none"}})
@@ -92,3 +92,14 @@ def test_continue_writes_what_a_person_would_have(
     assert written["experiment"] == {"nodes": 5, "seed": 1}
     assert Path("next.safetensors").read_bytes() == Path("one/model.safetensors").read_bytes()
     assert peerpoise("config", "check", "next.toml").code == 0
+
+
+def test_what_was_said_of_the_first_start_is_not_said_of_the_second() -> None:
+    """The model that a second run starts from was learned from private data."""
+    train = TrainSection(start=Path("first.safetensors"), public_start=True)
+    run = RunConfig(train=train, privacy=PrivacySection(mode="none"))
+    assert (
+        continued._values(run, [], {})["train"]
+        .keys()
+        .isdisjoint({"start", "start_digest", "public_start"})
+    )

@@ -369,3 +369,64 @@ def test_parquet_and_json_hold_what_tables_show(swept):
     weights = parquet.read_table(out / "weights.parquet").to_pylist()
     assert {it["kind"] for it in weights} == {"cosine", "calibration"}
     assert {it["mode"] for it in trials} == {"none", "strict"}
+
+
+def test_no_row_is_called_best_whose_rate_is_at_the_edge(tmp_path):
+    """xavg leads at the largest rate of three; with that rate in the middle it is best."""
+    file = tmp_path / "three.toml"
+    verdicts = []
+    for name, rates in (("edge", "[0.01, 0.1, 0.3]"), ("closed", "[0.1, 0.3, 1.0]")):
+        text = TINY.replace("rates = [0.01, 0.3]", f"rates = {rates}")
+        file.write_text(text, encoding="utf-8")
+        sweep, folder = load(file), Folder(tmp_path / name)
+        for row in sweep.rows[:2]:
+            for trial in row.tuning():
+                chosen = 0.3 if row.method == "xavg" else 0.1
+                keep(folder, trial, 0.6 if trial.lr == chosen else 0.5)
+            for trial in row.final(chosen):
+                keep(folder, trial, 0.7 if row.method == "xavg" else 0.65, summary=SUMMARY)
+        [ring] = [it for it in aggregate.collect(sweep, folder).parts if it.name == "ring"]
+        verdicts += [note for note in tables.setting(ring).notes if "best" in note.lower()[:25]]
+    assert verdicts == [
+        "No row is called best: xavg leads, and its rate is at the edge of those that were tried.",
+        "Best: xavg; with other rates these may do better: dpdl.",
+    ]
+
+
+def test_what_privacy_costs_is_the_difference_to_the_same_method_without(tmp_path):
+    """dp-dmsgd and dmsgd are one method; xavg has another graph without noise than with it."""
+    text = """
+[train]
+rounds = 4
+[privacy]
+mode = "none"
+batch = 30
+[experiment]
+nodes = 4
+[sweep]
+seeds = [1, 2]
+rates = [0.1]
+algorithms = ["dmsgd", "dp-dmsgd", "xavg"]
+[sweep.settings.plain]
+methods = ["dmsgd", "xavg"]
+topology.kind = "full"
+[sweep.settings.private]
+methods = ["dp-dmsgd"]
+topology.kind = "full"
+privacy = { mode = "strict", epsilon = 8.0, delta = 1e-3, rate = 0.2, batch = 50 }
+[sweep.settings.elsewhere]
+methods = ["xavg"]
+topology.kind = "star"
+privacy = { mode = "strict", epsilon = 8.0, delta = 1e-3, rate = 0.2, batch = 50 }
+"""
+    file = tmp_path / "cost.toml"
+    file.write_text(text, encoding="utf-8")
+    sweep, folder = load(file), Folder(tmp_path / "out")
+    for row in sweep.rows:
+        noised = row.setting != "plain"
+        for trial in row.final(0.1):
+            summary = private(8.0) if noised else SUMMARY
+            keep(folder, trial, 0.6 if noised else 0.725, summary=summary)
+    grid = tables.cost_of_privacy(aggregate.collect(sweep, folder))
+    assert grid is not None
+    assert grid.rows == (("dp-dmsgd", "private", "72.5 ± 0.0", "60.0 ± 0.0", "12.5"),)

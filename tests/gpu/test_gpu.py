@@ -70,7 +70,7 @@ def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
         assert float((whole - without).norm()) <= 1.0 + 2e-6
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", sorted(name for name in ALGORITHMS if name != "public"))
 @pytest.mark.parametrize("mode", ["strict", "none"])
 def test_every_algorithm(name: str, mode: str, tmp_path: Path) -> None:
     parameters = {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from node.algorithms import ALGORITHMS, Resources, find
+from node.learning.averaged import averaged
 from node.maths.mixing import materialize
 from node.maths.policy import Completions, PolicyGradient, Prompts, Rollouts
 from node.rounds import lockstep
@@ -53,7 +54,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "grpo": [{"lr": 0.3, "local_steps": 1}],
     "sapo": [{"lr": 0.3, "local_steps": 1}],
-    "muffliato": [{"gossip": 1, "spectral_gap": 1.0}, {"gossip": 3, "spectral_gap": 0.4}],
+    "muffliato": [
+        {"gossip": 1, "spectral_gap": 1.0},
+        {"gossip": 3, "spectral_gap": 0.4},
+        {"gossip": 2, "spectral_gap": 0.4, "average": 0.5},
+    ],
 }
 """Variants of a configuration that are tried; one with the defaults where none are named."""
 GOSSIPING = ("deca", {"bma": "none", "layers_per_block": 2, "lr": 0.8})
@@ -62,7 +67,9 @@ mix no θ.
 """
 VARIANTS = [(name, options) for name in sorted(ALGORITHMS) for options in OPTIONS.get(name, [{}])]
 TALKING = [
-    variant for variant in VARIANTS if variant[0] not in ("local", "centralized", "badam", "grpo")
+    variant
+    for variant in VARIANTS
+    if variant[0] not in ("local", "centralized", "public", "badam", "grpo")
 ]
 
 
@@ -216,7 +223,7 @@ def cluster(variant, kind="full", n=4, gate=Toy, start=None):
             layer_groups=STAGES,
             policy=ToyPolicy(i, gate(i)),
         )
-        nodes[i] = algorithm(algorithm.Config(**options), resources)
+        nodes[i] = averaged(algorithm(algorithm.Config(**options), resources))
     return nodes, neighborhoods
 
 

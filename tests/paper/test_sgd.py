@@ -1,11 +1,20 @@
-"""Local and centralized SGD against torch.optim.SGD."""
+"""Local and centralized SGD against torch.optim.SGD; and SGD on the public examples alone."""
 
+import numpy as np
 import pytest
 import torch
 
-from node.algorithms import Resources, find
+from node.algorithms import ALGORITHMS, Resources, find
 from node.algorithms.sgd import Centralized, Local, SgdConfig
+from node.config import AlgorithmSection, ExperimentConfig, PrivacySection
+from node.experiments.in_process import simulate
+from node.experiments.resolve import resolve
+from node.learning.build import build
+from node.learning.warnings import STARTED
+from node.privacy.ledger import Ledger
+from node.records import checkpoint
 from node.rounds import lockstep
+from peer.errors import ConfigurationError
 from peer.message import Layout
 from peer.neighborhood import View
 from peer.topology import make_neighborhoods
@@ -74,6 +83,56 @@ def test_local_says_nothing_and_hears_nothing():
     assert list(local.round(0, View(pair["a"]))) == []
 
 
-def test_only_centralized_is_pooled():
-    pooled = {name: find(name).POOLED for name in ("local", "centralized", "dpdl", "d-psgd")}
-    assert pooled == {"local": False, "centralized": True, "dpdl": False, "d-psgd": False}
+def test_only_centralized_and_public_are_pooled():
+    assert {name for name in ALGORITHMS if find(name).POOLED} == {"centralized", "public"}
+
+
+def public(size=50, **train):
+    return ExperimentConfig.model_validate(
+        {
+            "algorithm": {"name": "public"},
+            "train": {"rounds": 3, "evaluate_every": 0, **train},
+            "privacy": {"mode": "none", "batch": 20},
+            "validation": {"size": size},
+            "experiment": {"nodes": 3},
+        }
+    )
+
+
+def test_public_learns_from_the_validation_set_and_from_no_row_of_a_node(tmp_path):
+    resolved = resolve(public())
+    nodes = resolve(public().model_copy(update={"algorithm": AlgorithmSection(name="xavg")}))
+    private = np.concatenate(list(nodes.parts.values()))
+    [rows] = resolved.parts.values()
+    assert len(rows) == 50
+    assert not np.intersect1d(rows, private).size
+    assert simulate(public(), tmp_path / "run").complete
+
+
+def test_what_public_learned_starts_a_run_and_adds_no_epsilon(tmp_path):
+    simulate(public(), tmp_path / "run")
+    model = tmp_path / "run" / "model.safetensors"
+    _, x = checkpoint.load_model(model)
+    strict = PrivacySection(sigma=2.0)
+    warned = {}
+    for declared in (False, True):
+        config = public(start=model, public_start=declared)
+        config = config.model_copy(
+            update={"algorithm": AlgorithmSection(name="muffliato"), "privacy": strict}
+        )
+        resolved = resolve(config)
+        learner = build(
+            resolved.plan, "n0", resolved.parts["n0"], ledger=Ledger.in_memory(), sigma=2.0
+        )
+        assert torch.equal(learner.algorithm.parameters, x)
+        assert len(resolved.run.train.start_digest) == 64
+        warned[declared] = STARTED in (resolved.plan.warning or "")
+    assert warned == {False: True, True: False}
+
+
+def test_public_is_refused_where_there_is_nothing_public_or_something_private():
+    with pytest.raises(ConfigurationError, match=r"set validation\.size"):
+        resolve(public(size=None))
+    strict = public().model_copy(update={"privacy": PrivacySection(sigma=2.0)})
+    with pytest.raises(ConfigurationError, match="nothing to protect"):
+        resolve(strict)

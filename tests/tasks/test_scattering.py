@@ -81,3 +81,15 @@ def test_digits_are_learned_from_them(tmp_path: Path) -> None:
     task = {"data": "digits", "model": "softmax", "transform": "scattering"}
     summary = simulate(experiment(nodes=2, rounds=3, task=task), tmp_path)
     assert summary.params_digest
+
+
+def test_what_is_remembered_has_the_same_bits_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    images[6] = images[0]
+    monkeypatch.setattr(module, "_known", {})
+    for rows in ([3, 1], [6, 0, 3, 5], list(range(7))):
+        assert torch.equal(module.remembered(images[rows]), scattering(images)[rows])
+    assert len(module._known) == 6
+    monkeypatch.setattr(module, "MOST", 6)
+    assert torch.equal(module.remembered(images + 1), scattering(images + 1))
+    assert len(module._known) == 6, "no more are kept"

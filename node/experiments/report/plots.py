@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from node.encoding import Json
 from node.experiments.report.aggregate import Line, Part
-from node.experiments.report.tables import shown
+from node.experiments.report.spreads import shown
 from node.figures import Metric
 from peer.errors import ConfigurationError
 

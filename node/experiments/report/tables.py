@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from node.experiments.report.aggregate import Line, Part, Spread, SweepReport
+from node.experiments.report.aggregate import Line, Part, SweepReport
+from node.experiments.report.spreads import figure, number, shown, spread
+from node.experiments.report.verdict import costs, verdict
 from node.figures import Metric
 from node.records.summary import LINK
 
@@ -41,7 +43,24 @@ def grids(report: SweepReport) -> list[Grid]:
     """An overview where there are several settings, then a table for each."""
     first = overview(report) if len(report.parts) > 1 else None
     speed = speed_up(report) if len(report.parts) > 1 and report.sweep.section.target_loss else None
-    return [*(it for it in (first, speed) if it), *(setting(part) for part in report.parts)]
+    settings = [setting(part) for part in report.parts]
+    return [it for it in (first, speed, *settings, cost_of_privacy(report)) if it]
+
+
+def cost_of_privacy(report: SweepReport) -> Grid | None:
+    """The same methods with and without noise; None: there are none."""
+    rows = tuple(
+        (
+            cost.noised.method,
+            cost.part.title,
+            shown(cost.plain.mean, cost.part.headline),
+            shown(cost.noised.mean, cost.part.headline),
+            f"{cost.points:.1f}",
+        )
+        for cost in costs(report)
+    )
+    head = ("method", "setting", "without noise", "with noise", "cost")
+    return Grid(title="What privacy costs", head=head, rows=rows) if rows else None
 
 
 def overview(report: SweepReport) -> Grid:
@@ -211,6 +230,8 @@ def _notes(part: Part, letters: dict[str, str], private: bool) -> list[str]:
         notes.append(_late_note(part.headline, part.lines[0].late) + ".")
     if any(line.choice and line.choice.edge for line in part.lines):
         notes.append(f"{EDGE_NOTE}.")
+    if sentence := verdict(part):
+        notes.append(sentence)
     notes += [f"({letter}) {conditions}." for conditions, letter in letters.items()]
     if private and letters:
         notes.append(f"ε_link: one neighbor's stream of answers alone; {LINK}.")
@@ -223,31 +244,10 @@ def _reached(line: Line) -> str:
     return "not reached" if line.rounds_to is None else spread(line.rounds_to, "{:.0f}")
 
 
-def figure(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
 def _late_note(metric: Metric, late: int) -> str:
     labels = metric.labels[0].upper() + metric.labels[1:]
     percent = " in percent" if metric.unit == "ratio" else ""
     return LATE_NOTE.format(labels=f"{labels}{percent}", late=late)
-
-
-def number(value: float, metric: Metric) -> str:
-    """A value of a metric without its unit: a ratio in percent."""
-    return f"{metric.scale * value:.1f}"
-
-
-def shown(values: Spread | None, metric: Metric) -> str:
-    """Mean and standard deviation of a metric, a ratio in percent."""
-    if values is None:
-        return "–"
-    std = "" if values.std is None else f" ± {number(values.std, metric)}"
-    return f"{number(values.mean, metric)}{std}"
-
-
-def spread(value: Spread, form: str) -> str:
-    return form.format(value.mean) + ("" if not value.std else f" ± {form.format(value.std)}")
 
 
 def rates(part: Part) -> Grid | None:

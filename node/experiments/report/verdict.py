@@ -1,0 +1,76 @@
+"""What may be concluded from tables: which row is best, and what privacy costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from node.algorithms import without_noise
+from node.experiments.report.aggregate import Line, Part, SweepReport
+
+
+def verdict(part: Part) -> str | None:
+    """Which row is best, of those with noise where there are any; None: fewer than two are
+    finished. No row is called so whose rate is at the edge of what was tried.
+    """
+    finished = [line for line in part.lines if line.state == "finished" and line.mean]
+    compared = [line for line in finished if line.conditions] or finished
+    means = {line.method: line.mean.mean for line in compared if line.mean}
+    if len(means) < 2:
+        return None
+    highest = part.headline.best(means.values())
+    leader = next(line for line in compared if means[line.method] == highest)
+    if leader.choice and leader.choice.edge:
+        return (
+            f"No row is called best: {leader.method} leads, and its rate is at the edge of those "
+            "that were tried."
+        )
+    others = [line.method for line in compared if line.choice and line.choice.edge]
+    doubt = f"; with other rates these may do better: {', '.join(others)}" if others else ""
+    return f"Best: {leader.method}{doubt}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """A method with noise, and the same without."""
+
+    part: Part
+    noised: Line
+    plain: Line
+
+    @property
+    def points(self) -> float:
+        """How much worse it is for its noise, in the headline as tables show it."""
+        assert self.noised.mean
+        assert self.plain.mean
+        metric = self.part.headline
+        worse = metric.scale * (self.plain.mean.mean - self.noised.mean.mean)
+        return worse if metric.higher_is_better else -worse
+
+
+def costs(report: SweepReport) -> Iterator[Cost]:
+    """Of every finished row in mode strict that another has everything in common with but noise,
+    rate, rounds and batch.
+    """
+    lines = [(part, line) for part in report.parts for line in part.lines]
+    finished = [(part, line) for part, line in lines if line.state == "finished" and line.mean]
+    plain = {_method(line): line for _, line in finished if _mode(line) == "none"}
+    for part, line in finished:
+        if _mode(line) == "strict" and (same := plain.get(_method(line))):
+            yield Cost(part=part, noised=line, plain=same)
+
+
+def _mode(line: Line) -> str:
+    return line.privacy.mode if line.privacy else ""
+
+
+def _method(line: Line) -> str:
+    """All that makes a method and its data, as text."""
+    config = line.records[0]["configuration"]
+    name = config["algorithm"]["name"]
+    options = {key: value for key, value in config["algorithm"].items() if key != "lr"}
+    division = {key: value for key, value in config["experiment"].items() if key != "seed"}
+    same = {key: config[key] for key in ("task", "topology", "validation", "mix")}
+    algorithm = {**options, "name": without_noise(name) or name}
+    return json.dumps([algorithm, division, same], sort_keys=True)
