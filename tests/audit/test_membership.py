@@ -21,8 +21,8 @@ from node.privacy.accountant import Mechanism, Mode, Spent, epsilon_pld, largest
 from peer.errors import ConfigurationError
 
 EXAMPLE = ROOT / "deploy" / "examples" / "quickstart.toml"
-RUNS = 24 if LONG else 6
-RECORDS = 200
+RUNS = 24 if LONG else 4
+RECORDS = 160
 DEVIATION = (1 / (3 * RUNS * RECORDS)) ** 0.5
 """Of the AUC of mere chance, if records were independent."""
 

@@ -198,12 +198,10 @@ MUTANTS = {
     "a shared batch is accounted as an independent one": Mutant(
         "node.privacy.accountant",
         (("return self.sigma / math.sqrt(self.releases) if", "return self.sigma if"),),
-        (
-            "tests/privacy/test_accountant.py::test_calibration_is_rounded_up_and_reaches_its_target",
-        ),
+        ("tests/privacy/test_accountant.py::test_degree_trap",),
     ),
 }
-SHORT = ("the batch has a public seed", "divided by the drawn batch", "the debit after the bytes")
+SHORT = ("the batch has a public seed", "the debit after the bytes")
 """What the short form tries; the rest are as easily noticed, and cost a CPU second each."""
 
 
@@ -230,7 +228,11 @@ def sound(mutants: dict[str, Mutant]) -> Mutant:
 
 
 @pytest.mark.parametrize(
-    "names", [SHORT, pytest.param(tuple(MUTANTS.keys() - SHORT), marks=pytest.mark.long)]
+    "names",
+    [
+        pytest.param(SHORT, id="short"),
+        pytest.param(tuple(MUTANTS.keys() - SHORT), id="rest", marks=pytest.mark.long),
+    ],
 )
 def test_every_mutant_is_noticed_and_sound_code_is_not(
     names: tuple[str, ...], real_starts: None
