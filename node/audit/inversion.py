@@ -205,7 +205,9 @@ def _scene(resolved: ResolvedRun, owner: Peer | None, seed: int) -> _Scene:
 
 def _trapped(scene: _Scene, parts: Sequence[Rows], batch: int) -> list[Tensor]:
     x = trap(scene.task, scene.known, batch, scene.seed)
-    return [rows_of(scene.task.layout, scene.answer(part, k, x)) for k, part in enumerate(parts)]
+    return [
+        rows_of(scene.task.layout, scene.answer(part, k, x), batch) for k, part in enumerate(parts)
+    ]
 
 
 def _optimized(scene: _Scene, parts: Sequence[Rows], labels: Tensor, steps: int) -> list[Tensor]:
@@ -250,12 +252,12 @@ def match(
 
 
 def correlations(guesses: Tensor, records: Tensor) -> Tensor:
-    """Of each guess [k, m] with each record [n, m]: [k, n]; 0 where one is constant or not
-    finite.
+    """Of each guess [k, m] with each record [n, m], without its sign, as a negative shows the same:
+    [k, n]; 0 where one is constant or not finite.
     """
     centered = [each - each.mean(1, keepdim=True) for each in (guesses.double(), records.double())]
     a, b = (each / each.norm(dim=1, keepdim=True) for each in centered)
-    result: Tensor = (a @ b.t()).nan_to_num(0.0, 0.0, 0.0)
+    result: Tensor = (a @ b.t()).abs().nan_to_num(0.0, 0.0, 0.0)
     return result
 
 

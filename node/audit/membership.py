@@ -15,7 +15,7 @@ is the logarithm of the ratio of the two likelihoods (normal, with means of z's 
 all records).
 
 A neighbor sees what the owner sends: models, and answers to it. A node two hops away sees the
-models that a neighbor of the owner sends. Both know the initial parameters, what every other node
+models that one neighbor of the owner sends. Both know the initial parameters, what every other node
 has, and play by the rules.
 
 Deviations

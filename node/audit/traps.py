@@ -30,9 +30,11 @@ def trap(task: Task, known: Tensor, batch: int, seed: int) -> Tensor:
     _check_linear(task)
     x = torch.zeros(task.layout.size)
     parameters = list(views(task.layout, x).values())
-    if len(parameters) == 2:
-        return x  # probabilities are 1/K for all
-    weight, bias, second, _ = parameters
+    weight, bias, *rest = parameters
+    if not rest:
+        bias[0] = 3.0  # the row of class 0 has much of any record
+        return x
+    second = rest[0]
     draw = torch.Generator().manual_seed(seed)
     directions = torch.randn(weight.shape, generator=draw)
     directions *= QUIET / directions.norm(dim=1, keepdim=True)
@@ -42,8 +44,7 @@ def trap(task: Task, known: Tensor, batch: int, seed: int) -> Tensor:
     else:
         weight.copy_(directions)
         bias.copy_(-measured.quantile(1 - 1 / batch, dim=0))
-    signs = torch.tensor([1.0, -1.0]).repeat(len(second))[: len(second)]
-    second.copy_(LOUD * signs.unsqueeze(1).expand_as(second))
+    second[0] = LOUD
     return x
 
 
@@ -58,11 +59,12 @@ def _check_linear(task: Task) -> None:
         )
 
 
-def rows_of(layout: Layout, answer: Tensor) -> Tensor:
-    """What each unit of the first layer says its record is, [units, inputs]: its row of the
-    gradient [d] over its bias. Units that nothing woke are left out, but for one.
+def rows_of(layout: Layout, answer: Tensor, batch: int) -> Tensor:
+    """What the units that may be awake say their record is, [units, inputs]: their rows of the
+    gradient [d] over their biases. For a `batch` of one that is the first unit.
     """
     weight, bias, *_ = views(layout, answer).values()
     awake = bias.abs() > 1e-6 * bias.abs().max()
     awake[0] |= not bool(awake.any())
-    return weight[awake] / bias[awake].unsqueeze(1)
+    rows = weight[awake] / bias[awake].unsqueeze(1)
+    return rows[:1] if batch == 1 else rows
