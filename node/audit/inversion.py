@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from node import tasks
-from node.algorithms import Capability
+from node.audit.modes import owner_of
 from node.audit.traps import rows_of, trap
 from node.data.partition import Rows
 from node.experiments.resolve import ResolvedRun
@@ -160,38 +160,37 @@ def invert(
             model is none that the attack knows.
     """
     scene = _scene(resolved, owner, seed)
-    repetitions = max(1, records // batch)
-    draw = np.random.default_rng(seed)
-    count = 2 * repetitions * batch
-    if count > scene.task.num_examples:
-        raise ConfigurationError(
-            f"{scene.owner} has {scene.task.num_examples} records, and inverting {count // 2} of "
-            f"them takes {count}; lower the number, or the number of nodes."
-        )
-    places = torch.from_numpy(draw.permutation(scene.task.num_examples)[:count].copy())
-    attacked, unseen = places.view(2, repetitions, batch)
-    rows = scene.resolved.parts[scene.owner]
-    parts = [rows[np.sort(each.numpy())] for each in attacked]
+    attacked, unseen = _drawn(scene, records, batch)
+    rows = resolved.parts[scene.owner]
+    parts = [rows[each.numpy()] for each in attacked]
     if attack == "trap":
         guesses = _trapped(scene, parts, batch)
     else:
-        labels = torch.stack([scene.task.batch(each.sort().values)[1] for each in attacked])
+        labels = torch.stack([scene.task.batch(each)[1] for each in attacked])
         guesses = _optimized(scene, parts, labels, steps)
     return _result(scene, attack, batch, guesses, attacked, unseen)
 
 
+def _drawn(scene: _Scene, records: int, batch: int) -> Tensor:
+    """Places of records that are attacked, and of as many that are not, sorted in each repetition:
+    [2, repetitions, batch].
+
+    Raises:
+        ConfigurationError: the owner has too few.
+    """
+    repetitions = max(1, records // batch)
+    count, there = 2 * repetitions * batch, scene.task.num_examples
+    if count > there:
+        raise ConfigurationError(
+            f"{scene.owner} has {there} records, and inverting {count // 2} of them takes {count}; "
+            "lower the number, or the number of nodes."
+        )
+    places = np.random.default_rng(scene.seed).permutation(there)[:count]
+    return torch.from_numpy(places).view(2, repetitions, batch).sort(-1).values
+
+
 def _scene(resolved: ResolvedRun, owner: Peer | None, seed: int) -> _Scene:
-    if not resolved.parts or resolved.plan.algorithm.POOLED or resolved.run.task.unit:
-        raise ConfigurationError(
-            "Gradients are inverted where a public data set is divided among nodes, by rows; name "
-            "one as task.data, without task.unit, and an algorithm of several nodes."
-        )
-    if Capability.LAYERS in resolved.plan.algorithm.NEEDS:
-        raise ConfigurationError(
-            f"{resolved.run.algorithm.name} releases gradients of blocks, which these attacks "
-            "don't know; take dpdl or d-psgd."
-        )
-    me = owner or next(iter(resolved.parts))
+    me = owner_of(resolved, owner)
     neighbor = resolved.plan.neighborhoods[me].neighbors[0]
     whole = tasks.make(resolved.run, resolved.parts[me])
     known = tasks.make(resolved.run, resolved.parts[neighbor])

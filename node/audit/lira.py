@@ -36,12 +36,13 @@ def scores(figures: Floats, present: NDArray[np.bool_]) -> Floats:
         others = np.delete(figures, k, 0)
         there = np.delete(present, k, 0)[..., None]
         for sign, member in ((1.0, there), (-1.0, ~there)):
-            count = np.maximum(member.sum(0), 1)
-            mean = np.where(member, others, 0.0).sum(0) / count
+            count = member.sum(0)
+            total = np.where(member, others, 0.0).sum(0)
+            mean = np.where(count, total / np.maximum(count, 1), others.mean(0))
             apart = np.where(member, others - mean, 0.0)
-            variance = (apart**2).sum((0, 1)) / max(1, int((count - 1).sum()))
-            variance = np.maximum(variance, 1e-24)
-            likelihood = -((figures[k] - mean) ** 2) / variance - np.log(variance)
+            variance = (apart**2).sum((0, 1)) / max(1, int((count - (count > 0)).sum()))
+            predicted = np.maximum(variance, 1e-24) * (1 + 1 / np.maximum(count, 1))
+            likelihood = -((figures[k] - mean) ** 2) / predicted - np.log(predicted)
             result[k] += sign * likelihood.sum(-1) / 2
     return result
 

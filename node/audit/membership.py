@@ -1,8 +1,8 @@
 """Membership inference: does a curious node find out which records another one has?
 
 LiRA: Carlini et al., "Membership Inference Attacks From First Principles", arXiv 2112.03570. The
-experiment is run K times; in each run the owner has a random half of its records, and the second of
-two runs has those that the first had not. A watcher computes, of every record z in question, what
+experiment is run K times; in each run the owner has a random half of its records. A watcher
+computes, of every record z in question, what
 
     confidence   ln(p/(1−p)) of the last model that it saw, where p = e^(−ℓ_z)
     steps        Σ_t of z's share in x_t − x̃_t, over the steps from x_t to x̃_t that it saw
@@ -12,7 +12,7 @@ are in that run. A share is a coefficient of the regression (ridge, by the noise
 on the clipped gradients of all records in question at that model. For each run the others are its
 shadow runs: they say how each figure is distributed if z is there, and if not, and the score of z
 is the logarithm of the ratio of the two likelihoods (normal, with means of z's own and variances of
-all records).
+all records, widened as means of few runs are not exact).
 
 A neighbor sees what the owner sends: models, and answers to it. A node two hops away sees the
 models that one neighbor of the owner sends. Both know the initial parameters, what every other node
@@ -40,6 +40,7 @@ from torch.func import vmap
 
 from node import tasks
 from node.audit.lira import Floats, Rate, rate_at, scores
+from node.audit.modes import owner_of
 from node.config import PrivacySection, RunConfig
 from node.data.partition import Rows
 from node.experiments.in_process import make_learners
@@ -183,7 +184,7 @@ def infer(
     and a node two hops away where there is one.
 
     Args:
-        runs: even, 4 at least.
+        runs: 4 at least.
         records: of the owner's, at most; it has half of them in every run.
         seed: of the halves, and of noise and batches.
         owner: whose; None: the first node's.
@@ -192,21 +193,17 @@ def infer(
     Raises:
         ConfigurationError: the data are not divided here, or the algorithm sends no whole models.
     """
-    if runs < 4 or runs % 2:
-        raise ConfigurationError("LiRA takes an even number of runs, 4 at least.")
-    owner = owner or next(iter(resolved.parts), "")
-    paths = _paths(resolved, owner)
-    resolved = _with_sigma(resolved, owner)
+    if runs < 4:
+        raise ConfigurationError("LiRA takes 4 runs at least, and better 16 and more.")
+    owner = owner_of(resolved, owner)
+    resolved, paths = _with_sigma(resolved, owner), _paths(resolved, owner)
     draw = np.random.default_rng(seed)
     rows = np.sort(draw.permutation(resolved.parts[owner])[:records])
     task = tasks.make(resolved.run, rows)
     present = np.zeros((runs, len(rows)), bool)
     figures: dict[Watcher, list[Floats]] = {watcher: [] for watcher in paths}
     for k in range(runs):
-        half = draw.permutation(len(rows))[: len(rows) // 2]
-        present[k, half] = True
-        if k % 2:
-            present[k] = ~present[k - 1]
+        present[k, draw.permutation(len(rows))[: len(rows) // 2]] = True
         seen = _run(_with_rows(resolved, owner, rows[present[k]], (seed << 32) + k), paths)
         for watcher, tapped in seen.items():
             figures[watcher].append(_figures(task, tapped, resolved.run.privacy))
@@ -217,20 +214,9 @@ def infer(
 
 
 def _paths(resolved: ResolvedRun, owner: Peer) -> dict[Watcher, tuple[Peer, Peer]]:
-    """Watcher -> who sends what it sees, and to whom.
-
-    Raises:
-        ConfigurationError: there is nobody to watch, or their data are not here.
-    """
-    if owner not in resolved.parts or resolved.plan.algorithm.POOLED or resolved.run.task.unit:
-        raise ConfigurationError(
-            "Membership is inferred where a public data set is divided among nodes, by rows; name "
-            "one as task.data, without task.unit, and an algorithm of several nodes."
-        )
+    """Watcher -> who sends what it sees, and to whom."""
     neighborhoods = resolved.plan.neighborhoods
     near = neighborhoods[owner].neighbors
-    if not near:
-        raise ConfigurationError(f"{owner} has no neighbors, and nobody sees what it sends.")
     paths: dict[Watcher, tuple[Peer, Peer]] = {"neighbor": (owner, near[0])}
     for middle in near:
         for far in neighborhoods[middle].neighbors:

@@ -39,6 +39,17 @@ def test_the_score_is_the_ratio_of_two_normal_likelihoods() -> None:
     np.testing.assert_allclose(both, 2 * scores(seen[..., None], present))
 
 
+def test_chance_is_chance_however_few_runs_there_are() -> None:
+    """As it would not be if each record were in half of the runs: then the others tell whether it is
+    in this one."""
+    draw = np.random.default_rng(0)
+    present = draw.random((6, 4000)) < 0.5
+    seen = scores(draw.normal(size=(6, 4000, 2)), present)
+    members, others = seen[present], np.sort(seen[~present])
+    auc = np.searchsorted(others, members).mean() / len(others)
+    assert abs(auc - 0.5) < 4 * (1 / (3 * present.size)) ** 0.5
+
+
 def test_a_run_is_no_shadow_of_its_own() -> None:
     """Else whoever has few runs finds in each what it put there."""
     draw = np.random.default_rng(0)
@@ -107,8 +118,8 @@ def test_in_mode_strict_nobody_knows_more_than_the_accountant_says() -> None:
 @pytest.mark.parametrize(
     ("settings", "runs", "words"),
     [
-        ((), 5, "even number of runs"),
-        (("task.data=own",), 4, "divided among nodes"),
+        ((), 3, "4 runs at least"),
+        (("task.data=own",), 4, "divided by rows"),
         (("algorithm={name='local', lr=1}", "experiment.nodes=1"), 4, "no neighbors"),
     ],
 )
