@@ -23,6 +23,8 @@ Deviations
       the attacker sees the last model only.
     * Nothing is trained beside the experiment's own runs: each serves all others as a shadow.
 Not covered
+    * Other nodes' gradients, which are in a step too, count as noise; who knows their records could
+      regress on them as well.
     * A neighbor that chooses its questions sees more of single records (node/audit/inversion.py).
 """
 
@@ -208,8 +210,10 @@ def infer(
         for watcher, tapped in seen.items():
             figures[watcher].append(_figures(task, tapped, resolved.run.privacy))
         progress(k + 1, runs)
+    mode, bounds = resolved.run.privacy.mode, _bounds(resolved)
     return tuple(
-        _membership(resolved, watcher, np.stack(each), present) for watcher, each in figures.items()
+        _membership(watcher, mode, np.stack(each), present, bounds)
+        for watcher, each in figures.items()
     )
 
 
@@ -271,30 +275,35 @@ def _run(
     return seen
 
 
+def _bounds(resolved: ResolvedRun) -> dict[float, float]:
+    """False positive rate -> the largest true one that the run's noise allows anybody."""
+    run, releases = resolved.run, resolved.plan.releases
+    mechanism = release_mechanism(
+        run.privacy, d=0, sigma=run.privacy.sigma or 0.0, releases=releases, unit=run.task.unit
+    )
+    spent = [Spent(mechanism, mechanism.compositions(run.train.rounds))]
+    return {share: largest_power(spent, share) for share in FALSE_POSITIVES}
+
+
 def _membership(
-    resolved: ResolvedRun, watcher: Watcher, figures: Floats, present: NDArray[np.bool_]
+    watcher: Watcher,
+    mode: Mode,
+    figures: Floats,
+    present: NDArray[np.bool_],
+    bounds: Mapping[float, float],
 ) -> Membership:
     score = scores(figures, present)
     members, others = score[present], np.sort(score[~present])
-    run, plan = resolved.run, resolved.plan
-    mechanism = release_mechanism(
-        run.privacy,
-        d=0,
-        sigma=run.privacy.sigma or 0.0,
-        releases=plan.releases,
-        unit=run.task.unit,
-    )
-    spent = [Spent(mechanism, mechanism.compositions(run.train.rounds))]
     below = np.searchsorted(others, members, "left") + np.searchsorted(others, members, "right")
     return Membership(
         watcher=watcher,
-        mode=run.privacy.mode,
+        mode=mode,
         runs=len(present),
         records=present.shape[1],
         auc=float(below.mean()) / (2 * len(others)),
         rates=tuple(
-            rate_at(members, others, share, bound=largest_power(spent, share))
-            for share in FALSE_POSITIVES
+            rate_at(members, others, share, bound=bound)
+            for share, bound in bounds.items()
             if len(others) * share >= 1
         ),
     )
