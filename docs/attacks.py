@@ -1,18 +1,20 @@
 """What curious neighbors learn of private records: runs the tables of
 docs/results/privacy-attacks.md, and prints them.
 
-    python docs/attacks.py inversion     # ten minutes of one core
-    python docs/attacks.py membership    # half an hour
+    python docs/attacks.py inversion     # some two minutes of one core
+    python docs/attacks.py fashion       # as long; needs Fashion-MNIST
+    python docs/attacks.py membership    # some five minutes
     python docs/attacks.py inversion --quick
 
-All of it is simulated, on four nodes that learn handwritten digits (scikit-learn's) by quickstart's
-file, in each privacy mode.
+All of it is simulated, in each privacy mode: on four nodes that learn handwritten digits
+(scikit-learn's) by quickstart's file, or on ten that learn Fashion-MNIST by private's.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,16 +25,24 @@ from node.audit.modes import in_mode, modes_of
 from node.config import ExperimentConfig, load
 from node.experiments.resolve import ResolvedRun, resolve
 
-EXAMPLE = Path(__file__).parents[1] / "deploy" / "examples" / "quickstart.toml"
-INVERTED = ("task.model=mlp",)
-INFERRED = ("privacy.rate=0.1", "privacy.batch=18", "train.rounds=30", "algorithm.lr=1.0")
+EXAMPLES = Path(__file__).parents[1] / "deploy" / "examples"
+INVERTED = ("quickstart.toml", "task.model=mlp")
+FASHION = ("private.toml", "algorithm={name='dpdl', lr=1.0}")
+INFERRED = (
+    "quickstart.toml",
+    "privacy.rate=0.1",
+    "privacy.batch=18",
+    "train.rounds=30",
+    "algorithm.lr=1.0",
+)
 """Small batches, and steps that learn records by heart where nothing hinders them."""
 ATTACKS: tuple[tuple[Attack, int], ...] = (("trap", 1), ("trap", 8), ("optimized", 1))
 
 
 def runs(settings: tuple[str, ...]) -> Iterator[ResolvedRun]:
-    """The experiment in each of its modes."""
-    config = load(ExperimentConfig, [EXAMPLE], list(settings), environ={})
+    """An example with these settings, in each of its modes."""
+    example, *changes = settings
+    config = load(ExperimentConfig, [EXAMPLES / example], changes, environ={})
     for mode in modes_of(config):
         yield resolve(in_mode(config, mode))
 
@@ -45,15 +55,16 @@ def inversion_row(result: Inversion) -> str:
     )
 
 
-def inversion(quick: bool) -> None:
+def inversion(settings: tuple[str, ...], quick: bool) -> None:
     print(
         "| mode | attack | records | answers | recovered | correlation | chance | AUC |\n"
         "|---|---|---|---|---|---|---|---|"
     )
-    for resolved in runs((*INVERTED, "train.rounds=4") if quick else INVERTED):
+    for resolved in runs((*settings, "train.rounds=4") if quick else settings):
         for attack, batch in ATTACKS:
             records = 8 if quick else 32
-            print(inversion_row(invert(resolved, attack, batch=batch, records=records, seed=1)))
+            result = invert(resolved, attack, batch=batch, records=records, seed=1)
+            print(inversion_row(result), flush=True)
 
 
 def membership_rows(result: Membership) -> Iterator[str]:
@@ -65,16 +76,20 @@ def membership_rows(result: Membership) -> Iterator[str]:
         )
 
 
-def membership(quick: bool) -> None:
+def membership(settings: tuple[str, ...], quick: bool) -> None:
     print(
         "| mode | watcher | AUC | FPR | TPR | 95 % | no more than |\n|---|---|---|---|---|---|---|"
     )
-    for resolved in runs((*INFERRED, "train.rounds=4") if quick else INFERRED):
+    for resolved in runs((*settings, "train.rounds=4") if quick else settings):
         for result in infer(resolved, runs=4 if quick else 20, records=359, seed=1):
             print(*membership_rows(result), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    tables = {"inversion": inversion, "membership": membership}
+    tables = {
+        "inversion": partial(inversion, INVERTED),
+        "fashion": partial(inversion, FASHION),
+        "membership": partial(membership, INFERRED),
+    }
     tables[sys.argv[1]]("--quick" in sys.argv)
