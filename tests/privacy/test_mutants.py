@@ -24,8 +24,6 @@ DEBIT = """\
             self.ledger.debit(self.config.run, t, to, self.mechanism)
 """
 FACTOR = "    factor = (clip / norm).clamp(max=1.0)\n    total"
-STREAM = 'stream = privacy.{}, self.keys.stream("noise", t, to)'
-DRAWN = "np.flatnonzero(uniform < self.config.privacy.rate)"
 UNIFORM = 'self.keys.stream("batch", t, to).uniform(self.task.num_examples)'
 
 
