@@ -142,7 +142,8 @@ def _figures(task: Task, tapped: _Tapped, privacy: PrivacySection) -> Floats:
         u *= (clip / u.norm(dim=1, keepdim=True)).clamp(max=1.0)
         return ridge(u, vector.double(), noise)
 
-    assert tapped.last is not None
+    if tapped.last is None:
+        raise ConfigurationError("This algorithm sends nothing, so nobody learns anything of it.")
     columns = [_confidence(task, tapped.last, batch)]
     columns.append(_sum(shares(x, x - moved) for x, moved in tapped.steps))
     if tapped.answers:
