@@ -3,7 +3,7 @@ docs/results/privacy-attacks.md, and prints them.
 
     python docs/attacks.py inversion     # some two minutes of one core
     python docs/attacks.py fashion       # as long; needs Fashion-MNIST
-    python docs/attacks.py membership    # some five minutes
+    python docs/attacks.py membership    # some three minutes
     python docs/attacks.py inversion --quick
 
 All of it is simulated, in each privacy mode: on four nodes that learn handwritten digits
