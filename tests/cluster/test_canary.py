@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kit import clusters
 from kit.clusters import Cluster
+from kit.leaks import unlisted_files
 from node.daemon.snapshot import snapshot
 from node.task import Task
 from peer import codec
@@ -218,6 +219,7 @@ async def test_in_mode_strict_the_canary_is_nowhere(played: Any) -> None:
     assert len(seen.wire.tensors["ROLE_ANSWER"]) == 3 * 2 * ROUNDS
     assert max(found.values()) < BOUND, found
     assert written(seen) == []
+    assert unlisted_files(seen.files) == set()
     names = {path.name for path in seen.files}
     assert names >= {"journal.jsonl", "summary.json", "digits.sqlite", "run.toml"}
 

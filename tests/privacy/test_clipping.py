@@ -329,6 +329,14 @@ def test_one_bad_example_spoils_nothing(
     torch.testing.assert_close(with_bad, without, atol=1e-6, rtol=1e-6)
 
 
+def test_a_gradient_that_is_nan_in_part_counts_for_nothing() -> None:
+    """Its norm is not a number, which is no reason to leave the rest of it unclipped."""
+    odd = {"a": torch.tensor([[float("nan")], [3.0]]), "b": torch.tensor([[1e6], [4.0]])}
+    total, usable = clip_and_sum(odd, 1.0)
+    assert usable.tolist() == [False, True]
+    assert [float(total[name]) for name in "ab"] == pytest.approx([0.6, 0.8])
+
+
 def test_probe_trusts_only_what_agrees_with_the_loop(task: Small) -> None:
     assert probe(task) == "ghost"
     assert probe(make_small("mlp")) == "ghost"

@@ -439,6 +439,30 @@ def test_fresh_keys_draw_other_batches_and_noise_in_every_process(task: Small) -
         assert gate(task, first)(x, 0, "b").equal(gate(task, second)(x, 0, "b"))
 
 
+def batch_of(task: Small, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of an answer of a new gate."""
+    with Ledger.in_memory() as ledger:
+        strict = gate(task, ledger, keys)
+        assert isinstance(strict, DPGate)
+        rows = drawn(strict, monkeypatch)
+        strict(task.initial_parameters(0), 0, "b")
+        return rows[0]
+
+
+def test_fresh_keys_draw_other_batches(task: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what is released the noise would hide that a public seed draws them."""
+    first, second = (batch_of(task, Keys.fresh(), monkeypatch) for _ in range(2))
+    assert first != second
+
+
+def test_torchs_seed_has_no_part_in_a_batch(task: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        batches.append(batch_of(task, Keys.insecure(1, "a"), monkeypatch))
+    assert batches[0] == batches[1]
+
+
 # -- the other gates -------------------------------------------------------------------------------
 
 
