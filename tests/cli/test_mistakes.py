@@ -38,7 +38,7 @@ def one_sentence(result: Result, code: int, *parts: str) -> None:
         (["train.rounds=many"], "train.rounds"),
         (["train.rounds=0"], "train.rounds"),
         (["task.features.age.scale=3"], "task.features.age: 'kind' is missing"),
-        (["task.features.age.kind=numbr"], "'kind' 'numbr' is unknown; choose among 'number'"),
+        (["task.features.age.kind=numbers"], "'kind' 'numbers' is unknown; choose among 'number'"),
         (["privacy.sigma=2.0"], "not both"),
         (["privacy.epsilon="], "either epsilon (a target) or sigma"),
         (["privacy.mode=loud"], "privacy.mode"),
