@@ -49,8 +49,9 @@ from node.experiments.in_process import make_learners
 from node.experiments.resolve import ResolvedRun
 from node.hooks import no_op
 from node.maths.per_example import vmapped
-from node.privacy.accountant import Mode, Spent, largest_power
+from node.privacy.accountant import Mode, Spent
 from node.privacy.calibration import release_mechanism
+from node.privacy.membership import highest_tpr
 from node.rounds import lockstep
 from node.task import Task, views
 from peer.errors import ConfigurationError
@@ -283,7 +284,7 @@ def _bounds(resolved: ResolvedRun) -> dict[float, float]:
         run.privacy, d=0, sigma=run.privacy.sigma or 0.0, releases=releases, unit=run.task.unit
     )
     spent = [Spent(mechanism, mechanism.compositions(run.train.rounds))]
-    return {share: largest_power(spent, share) for share in FALSE_POSITIVES}
+    return {share: highest_tpr(spent, share) for share in FALSE_POSITIVES}
 
 
 def _membership(

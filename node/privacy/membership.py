@@ -4,8 +4,9 @@ knows all others, knows that record, and sees everything that was released.
 Of a test that is right about a record that is there with probability TPR, and wrong about one that
 is not with probability FPR, every point of the privacy profile δ(ε) says
 
-    TPR ≤ e^ε FPR + δ(ε)        Wasserman, Zhou, "A statistical framework for differential privacy",
-                                JASA 2010; Kairouz, Oh, Viswanath, ICML 2015
+    TPR ≤ e^ε FPR + δ(ε)                Wasserman, Zhou, "A statistical framework for
+    1 − TPR ≥ e^−ε (1 − FPR − δ(ε))     differential privacy", JASA 2010; Kairouz, Oh, Viswanath,
+                                        ICML 2015
 
 so the least of them over ε is the run's own bound, much tighter than its one (ε, δ) alone. That
 least is the trade-off function of Dong, Roth, Su, "Gaussian differential privacy", JRSS B 2022.
@@ -13,7 +14,7 @@ least is the trade-off function of Dong, Roth, Su, "Gaussian differential privac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,8 +46,8 @@ def membership(mechanism: Mechanism, rounds: int) -> Membership:
     return Membership(fpr=FPR, total=total, link=min(link, total))
 
 
-def highest_tpr(rows: Sequence[Spent], fpr: float = FPR) -> float:
+def highest_tpr(rows: Iterable[Spent], fpr: float = FPR) -> float:
     """An upper bound, in [fpr, 1]; 1: there is no guarantee."""
-    epsilons = np.asarray(EPSILONS)
-    bounds = np.exp(epsilons) * fpr + privacy_profile(rows, EPSILONS)
+    factors, deltas = np.exp(np.asarray(EPSILONS)), privacy_profile(rows, EPSILONS)
+    bounds = np.minimum(factors * fpr + deltas, 1 - (1 - fpr - deltas) / factors)
     return float(np.clip(bounds.min(), fpr, 1.0))

@@ -5,12 +5,10 @@ run in mode strict gives more away than its accountant says.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import sqrt
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from kit import LONG, ROOT
 from node.audit.lira import rate_at, scores
@@ -18,7 +16,7 @@ from node.audit.membership import Membership, infer
 from node.audit.modes import in_mode
 from node.config import ExperimentConfig, load
 from node.experiments.resolve import resolve
-from node.privacy.accountant import Mechanism, Mode, Spent, epsilon_pld, largest_power
+from node.privacy.accountant import Mode
 from peer.errors import ConfigurationError
 
 EXAMPLE = ROOT / "deploy" / "examples" / "quickstart.toml"
@@ -75,26 +73,6 @@ def test_the_rate_at_a_false_positive_rate_and_its_interval() -> None:
     assert (rate.true_positives, rate.bound) == (0.75 - 0.0, 0.9)
     assert rate_at(members, others, 0.001, bound=0.9).true_positives == 0.5 - 0.25
     assert rate.low < rate.true_positives < rate.high
-
-
-@pytest.mark.parametrize("share", [0.01, 0.001])
-def test_the_bound_is_the_trade_off_of_a_gaussian(share: float) -> None:
-    mechanism = Mechanism(sigma=10.0, rate=1.0)
-    exact = norm.cdf(norm.ppf(share) + sqrt(100) / 10.0)
-    power = largest_power([Spent(mechanism, 100)], share)
-    assert exact <= power <= 1.02 * exact + 1e-4
-
-
-def test_the_bound_is_never_above_that_of_epsilon_and_delta() -> None:
-    spent = [Spent(Mechanism(sigma=3.0, rate=0.25), 60)]
-    epsilon = epsilon_pld(spent, 1e-3)
-    assert share_of(spent, 0.01) <= np.exp(epsilon) * 0.01 + 1e-3 + 0.01
-    assert largest_power([Spent(Mechanism(sigma=1.0, rate=0.1, mode="paper"), 5)], 0.01) == 1.0
-    assert largest_power([], 0.01) == pytest.approx(0.01, abs=1e-6)
-
-
-def share_of(spent: list[Spent], share: float) -> float:
-    return largest_power(spent, share)
 
 
 @lru_cache

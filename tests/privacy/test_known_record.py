@@ -10,11 +10,12 @@ from node.privacy.membership import FPR, highest_tpr, membership
 NORMAL = NormalDist()
 
 
+@pytest.mark.parametrize("fpr", [FPR, 0.001])
 @pytest.mark.parametrize(("sigma", "rounds"), [(2.0, 4), (4.0, 1), (1.0, 4)])
-def test_of_a_gaussian_it_is_the_neyman_pearson_test(sigma: float, rounds: int) -> None:
+def test_of_a_gaussian_it_is_the_neyman_pearson_test(sigma: float, rounds: int, fpr: float) -> None:
     """μ = √T/σ; TPR = Φ(Φ⁻¹(FPR) + μ)."""
-    exact = NORMAL.cdf(NORMAL.inv_cdf(FPR) + rounds**0.5 / sigma)
-    bound = highest_tpr([Spent(Mechanism(sigma=sigma, rate=1.0), rounds)])
+    exact = NORMAL.cdf(NORMAL.inv_cdf(fpr) + rounds**0.5 / sigma)
+    bound = highest_tpr([Spent(Mechanism(sigma=sigma, rate=1.0), rounds)], fpr)
     assert exact <= bound < 1.01 * exact
 
 
