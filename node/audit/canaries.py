@@ -1,0 +1,432 @@
+"""One-run audit with gradient canaries (Steinke, Nasr, Jagielski, arXiv 2305.08846): how well can
+curious nodes tell, from what they receive over the wire, which records a node has?
+
+One node's data are canaries: records with a gradient of norm C along an axis of their own, each of
+them there or not by a coin. Its gate and algorithm are those of a run. A canary's score is what the
+curious nodes' messages, added up with weights, have along its axis. The weights are the best linear
+ones: those with which the messages come nearest to the sum of all the node's releases (the
+projection on the row space of the knowledge matrix, `node.audit.knowledge`), as all other releases
+are noise to them.
+
+Worst cases, as ε supposes them: other nodes' data are known, so that only noise is in their
+releases; the curious ones add none of their own; and every record of the node is a canary.
+
+Deviations
+    * The vector has as many parameters as there are canaries, not the model's. Canaries don't
+      depend on the model, and σ is the run's.
+    * The paper's canaries are among other records; here there are no others.
+Not covered
+    * What nonlinear scores could see besides, and what follows from the time that answers take.
+    * The last round's release, where it is not said to anybody before the run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf, isqrt
+
+import torch
+from torch import Tensor
+
+from node.algorithms import Gradients
+from node.audit import Finding, Options, Unfit
+from node.audit.bounds import Guesses, Spread, one_run
+from node.audit.knowledge import Knowledge, hops, knowledge, room
+from node.audit.overheard import Place, participants
+from node.encoding import Json
+from node.experiments.report.tables import Grid
+from node.experiments.resolve import ResolvedRun
+from node.hooks import no_op
+from node.learning.plan import Plan
+from node.maths.blocks import Block
+from node.privacy.accountant import Mechanism, epsilon_total
+from node.privacy.calibration import release_mechanism
+from node.privacy.gate import GateConfig, GradientGate, make_gate
+from node.privacy.ledger import Ledger
+from node.randomness import Keys
+from node.records.journal import plain
+from node.rounds import lockstep
+from node.task import Factored, Factors, Task
+from peer.message import Layout, Peer
+
+ERROR = 0.05
+"""Of a bound that is reported: 95 % confidence."""
+FALSE_ALARM = 1e-4
+"""A run that keeps its promise is called broken so often at most."""
+LOUD = 10.0
+"""A canary's gradient before it is clipped, in units of C."""
+QUICK = 2_500
+"""Canaries at most of a quick audit."""
+RIDGE = 1e-9
+"""Of the weights: messages of length 1 along which less than its root is said are left alone."""
+
+
+class Canaries(Task):
+    """A task whose every record has a gradient along one axis, whatever the model is."""
+
+    indexes = bundled = True
+
+    def __init__(self, side: int, clip: float, coins: torch.Generator) -> None:
+        """side² canaries, each there with probability ½."""
+        self.layout = Layout((("canaries", (side, side)),))
+        self.side, self.loudness = side, LOUD * clip
+        self.included = torch.rand(side * side, generator=coins) < 0.5
+        self.signs = torch.randint(0, 2, (side * side,), generator=coins).mul(2.0).sub(1.0)
+        self.rows = self.included.nonzero().flatten()
+        self.num_examples = len(self.rows)
+
+    def initial_parameters(self, seed: int) -> Tensor:
+        return torch.zeros(self.layout.size)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """δ and a [n, side] each: a gradient is δaᵀ, one coordinate of it."""
+        axes = self.rows[rows]
+        delta, a = torch.zeros(2, len(axes), self.side)
+        each = torch.arange(len(axes))
+        delta[each, axes // self.side] = self.loudness * self.signs[axes]
+        a[each, axes % self.side] = 1.0
+        return delta, a
+
+    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
+        delta, a = example
+        return (parameters["canaries"] @ a) @ delta
+
+    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        delta, a = batch
+        return ((a @ parameters["canaries"].T) * delta).sum(1).mean()
+
+    def factors(self) -> Factored:
+        def factored(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
+            return {"canaries": (batch[0], batch[1])}
+
+        return factored
+
+    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
+        return {}
+
+
+class Noise:
+    """The gate of a node whose data are known: what is left of a release is its noise."""
+
+    def __init__(self, std: float, d: int, seed: int) -> None:
+        """`std` of a release; 0: of a curious node, which adds none."""
+        self._std, self._d = std, d
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
+        if not self._std:
+            return torch.zeros(self._d)
+        return torch.randn(self._d, generator=self._generator).mul_(self._std)
+
+    def own(self, x: Tensor, t: int) -> Tensor:
+        return self(x, t, "")
+
+    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
+        return self(x, t, "")
+
+    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
+        raise AssertionError("algorithms that train blocks need layers, and are refused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attacker:
+    """Who puts together what they hear."""
+
+    title: str
+    nodes: tuple[Peer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What an attacker's scores allow to say."""
+
+    attacker: Attacker
+    messages: int
+    """That it heard."""
+    guesses: Guesses
+    """That gave the one-run bound."""
+    one_run: float
+    """ε is at least this, whatever the mechanism; 95 % confidence, as the next two."""
+    sigma: float
+    """The largest noise multiplier with which all releases together would leave scores so far
+    apart."""
+    family: float
+    """ε of the run's mechanism with it."""
+    surely: float
+    """The larger of both ε, with FALSE_ALARM as error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One node of a run whose data are canaries."""
+
+    plan: Plan
+    target: Peer
+    rounds: int
+    side: int
+    seed: int
+    sigma: float
+    mechanism: Mechanism
+
+    @classmethod
+    def of(cls, plan: Plan, options: Options) -> Setting:
+        """Of the node with the most neighbors, which releases most."""
+        canaries = min(options.canaries, QUICK) if options.quick else options.canaries
+        privacy, d = plan.run.privacy, isqrt(canaries) ** 2
+        others = sorted(plan.neighborhoods.keys() - set(options.curious))
+        if not others:
+            raise Unfit("All nodes are curious, so there is nobody to learn of.")
+        target = max(others, key=lambda name: plan.neighborhoods[name].degree)
+        sigma = plan.sigma(d)
+        return cls(
+            plan=plan,
+            target=target,
+            rounds=min(options.rounds or plan.run.train.rounds, room(plan)),
+            side=isqrt(canaries),
+            seed=options.seed,
+            sigma=sigma,
+            mechanism=release_mechanism(
+                privacy,
+                d=d,
+                sigma=sigma,
+                releases=plan.algorithm.releases(plan.neighborhoods[target].degree),
+                unit=plan.run.task.unit,
+            ),
+        )
+
+    @property
+    def claimed(self) -> float | None:
+        """ε_total of the rounds that are attacked; None: the mode promises nothing."""
+        return self.epsilon(self.mechanism.sigma) if self.mechanism.mode == "strict" else None
+
+    def epsilon(self, sigma: float) -> float:
+        """What the accountant says of these rounds with this noise."""
+        if sigma in (0.0, inf):
+            return 0.0 if sigma else inf
+        mechanism = replace(self.mechanism, sigma=sigma, mode="strict")
+        return epsilon_total(mechanism, self.rounds, self.plan.run.privacy.delta)
+
+    def canaries(self) -> Canaries:
+        coins = torch.Generator().manual_seed(self.seed)
+        return Canaries(self.side, self.plan.run.privacy.clip, coins)
+
+    def gate(self, task: Task) -> GradientGate:
+        """The target's own, as in a run, with a ledger in memory."""
+        run = self.plan.run
+        seed = run.privacy.insecure_seed
+        return make_gate(
+            GateConfig(
+                privacy=run.privacy,
+                me=self.target,
+                run=run.run_id,
+                rounds=run.train.rounds,
+                releases=self.mechanism.releases or 1,
+                sigma=self.sigma,
+                seed=run.train.seed,
+                unit=run.task.unit,
+            ),
+            task,
+            ledger=None if run.privacy.mode == "none" else Ledger.in_memory(),
+            keys=Keys.fresh() if seed is None else Keys.insecure(seed, self.target),
+        )
+
+    def gates(self, task: Task, curious: Sequence[Peer]) -> Callable[[Peer], Gradients]:
+        """Everybody's."""
+        privacy, d = self.plan.run.privacy, self.side**2
+        std = self.sigma * privacy.clip / privacy.batch
+        places = {name: k for k, name in enumerate(sorted(self.plan.neighborhoods))}
+
+        def gate(name: Peer) -> Gradients:
+            if name == self.target:
+                return self.gate(task)
+            return Noise(0.0 if name in curious else std, d, self.seed + 1 + places[name])
+
+        return gate
+
+
+def weights(heard: Knowledge, target: Peer) -> dict[Place, float]:
+    """By what messages are added up to come nearest to the sum of the target's releases, on a scale
+    on which a record that is in all their batches adds 1."""
+    wanted = torch.tensor([float(it[0] == target) for it in heard.releases], dtype=torch.float64)
+    lengths = heard.matrix.norm(dim=1).clamp(min=1e-300)
+    rows = heard.matrix / lengths[:, None]
+    if len(rows) < rows.shape[1]:
+        found = torch.linalg.solve(_ridge(rows @ rows.T), rows @ wanted)
+    else:
+        found = rows @ torch.linalg.solve(_ridge(rows.T @ rows), wanted)
+    reached = float(found @ rows @ wanted)
+    if reached < RIDGE:
+        return {}
+    return dict(zip(heard.places, (found / lengths / reached).tolist(), strict=True))
+
+
+def _ridge(gram: Tensor) -> Tensor:
+    gram.diagonal().add_(RIDGE)
+    return gram
+
+
+class Scores:
+    """Adds up, with weights, what is heard."""
+
+    def __init__(self, by: Mapping[Place, float], d: int) -> None:
+        self._by = dict(by)
+        self.total = torch.zeros(d, dtype=torch.float64)
+
+    def __call__(self, place: Place, message: Tensor) -> None:
+        """What two curious nodes hear counts once."""
+        if weight := self._by.pop(place, 0.0):
+            self.total.add_(message, alpha=weight)
+
+
+def listen(setting: Setting, attacker: Attacker) -> Heard:
+    """One run in which the attacker listens.
+
+    Raises:
+        Unfit: it hears nothing of the target, or the algorithm can't be audited so.
+    """
+    plan, task, d = setting.plan, setting.canaries(), setting.side**2
+    by = weights(knowledge(plan, attacker.nodes, setting.rounds), setting.target)
+    if not by:
+        raise Unfit(
+            f"{', '.join(attacker.nodes)} hears nothing of {setting.target} in {setting.rounds} "
+            f"rounds of {plan.run.algorithm.name}, so there is nothing to audit."
+        )
+    scores = Scores(by, d)
+    algorithms = participants(
+        plan,
+        setting.gates(task, attacker.nodes),
+        attacker.nodes,
+        scores,
+        layout=task.layout,
+        start=task.initial_parameters(0),
+    )
+    lockstep.run(algorithms, plan.neighborhoods, setting.rounds)
+    return heard(setting, attacker, task, scores.total, len(by))
+
+
+def heard(
+    setting: Setting, attacker: Attacker, task: Canaries, total: Tensor, messages: int
+) -> Heard:
+    """What messages add up to along the axes, float64 [d], and what that allows to say."""
+    privacy, mechanism = setting.plan.run.privacy, setting.mechanism
+    unit = privacy.clip / privacy.batch
+    scores, included = (total * task.signs / unit).numpy(), task.included.numpy()
+    spread, releases = Spread.of(scores, included), setting.rounds * mechanism.releases
+    smallest, best = one_run(scores, included, privacy.delta, ERROR)
+    sigma, surely = (
+        spread.largest_sigma(mechanism.rate, releases, error) for error in (ERROR, FALSE_ALARM / 2)
+    )
+    sure, _ = one_run(scores, included, privacy.delta, FALSE_ALARM / 2)
+    return Heard(
+        attacker=attacker,
+        messages=messages,
+        guesses=best,
+        one_run=smallest,
+        sigma=sigma,
+        family=setting.epsilon(sigma),
+        surely=max(sure, setting.epsilon(surely)),
+    )
+
+
+def attackers(setting: Setting, curious: Sequence[Peer]) -> list[Attacker]:
+    """Those that are named; else a neighbor of the target, all of them together, and a node two
+    hops away."""
+    if curious:
+        return [Attacker(title="the curious", nodes=tuple(sorted(curious)))]
+    away = hops(setting.plan.neighborhoods, [setting.target])
+    near, far = ([name for name in sorted(away) if away[name] == distance] for distance in (1, 2))
+    candidates = [
+        Attacker(title="a neighbor", nodes=tuple(near[:1])),
+        Attacker(title="all neighbors", nodes=tuple(near) if len(near) > 1 else ()),
+        Attacker(title="two hops away", nodes=tuple(far[:1])),
+    ]
+    return [each for each in candidates if each.nodes]
+
+
+def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
+    """A run for each attacker.
+
+    Raises:
+        Unfit: nothing is said that could be audited.
+    """
+    setting, results = Setting.of(resolved.plan, options), []
+    for attacker in attackers(setting, options.curious):
+        options.say(f"canaries: {attacker.title} ({', '.join(attacker.nodes)})")
+        results.append(listen(setting, attacker))
+    broken = tuple(filter(None, (_broken(setting, each) for each in results)))
+    return [
+        Finding(table=grid(setting, results), document=document(setting, results), broken=broken)
+    ]
+
+
+def _broken(setting: Setting, each: Heard) -> str:
+    """Why this attacker's scores refute what is claimed; empty: they don't."""
+    claimed = setting.claimed
+    if claimed is None or each.surely <= claimed:
+        return ""
+    return (
+        f"What {each.attacker.title} ({', '.join(each.attacker.nodes)}) received is that of "
+        f"ε_total ≥ {each.surely:.3g} (confidence {1 - FALSE_ALARM:.2%}), and the run claims "
+        f"{claimed:.3g}."
+    )
+
+
+def document(setting: Setting, results: Sequence[Heard]) -> Json:
+    """For programs; what is not finite is None."""
+    privacy = setting.plan.run.privacy
+    converted: Json = plain(
+        {
+            "mode": privacy.mode,
+            "target": setting.target,
+            "canaries": setting.side**2,
+            "rounds": setting.rounds,
+            "releases": setting.mechanism.releases,
+            "rate": privacy.rate,
+            "delta": privacy.delta,
+            "sigma": setting.mechanism.sigma,
+            "claimed": setting.claimed,
+            "confidence": 1 - ERROR,
+            "attackers": [{**asdict(each), **asdict(each.attacker)} for each in results],
+        }
+    )
+    for each in converted["attackers"]:
+        del each["attacker"]
+    return converted
+
+
+def grid(setting: Setting, results: Sequence[Heard]) -> Grid:
+    """For people."""
+    claimed, privacy = setting.claimed, setting.plan.run.privacy
+    promise = {
+        "strict": f"ε_total = {claimed or 0:.3g} at δ = {privacy.delta:g}, add/remove one",
+        "paper": "no guarantee; the papers' own formula is none",
+        "none": "no privacy",
+    }
+    rows = [
+        (
+            f"{each.attacker.title} ({', '.join(each.attacker.nodes)})",
+            str(each.messages),
+            f"{each.guesses.right} of {each.guesses.made}",
+            _number(each.one_run),
+            _number(each.family),
+            _number(each.sigma),
+        )
+        for each in results
+    ]
+    return Grid(
+        title=f"Canaries at {setting.target}: can those who listen tell which records it has?",
+        head=("who listens", "messages", "right guesses", "ε ≥, one run", "ε ≥, family", "σ ≤"),
+        rows=tuple(rows),
+        notes=(
+            f"{privacy.mode}, {setting.rounds} of {setting.plan.run.train.rounds} rounds, "
+            f"{setting.side**2} canaries; claimed: {promise[privacy.mode]}, "
+            f"σ = {setting.mechanism.sigma:.4g}",
+            "one run: assumes nothing, and sees little. family: the largest noise of the same "
+            "mechanism that the scores allow, as the accountant has it; both 95 % confidence",
+        ),
+    )
+
+
+def _number(value: float) -> str:
+    return "∞" if value == inf else f"{value:.3g}"
