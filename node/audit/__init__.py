@@ -1,5 +1,5 @@
-"""Attacks on a run's own promise, made on this machine and held against its ε: one function, and one
-line in the table each. `peerpoise audit` runs them.
+"""Attacks on a run's own promise, made on this machine and held against its ε: one function each,
+and one line in the table. `peerpoise audit` runs them.
 
 An audit takes a resolved run and `Options`, says now and then what it does, and returns `Finding`s.
 It finds what the attack found: that a promise holds is never proved by one that failed.
@@ -16,6 +16,7 @@ from node.encoding import Json
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
 from node.hooks import no_op
+from node.learning.plan import Plan
 from peer.errors import ConfigurationError
 from peer.message import Peer
 from peer.tables import load_entry
@@ -87,11 +88,7 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
         ConfigurationError: there is none of that name; one that is asked for does not fit; or a
             curious node is none of the run's.
     """
-    known = resolved.plan.neighborhoods
-    if unknown := sorted(set(options.curious) - known.keys()):
-        raise ConfigurationError(
-            f"{unknown[0]} is no node of this run; they are {', '.join(sorted(known))}."
-        )
+    check_names(resolved.plan, options.curious)
     findings: dict[str, Sequence[Finding]] = {}
     for name in only or AUDITS:
         audit = find(name)
@@ -103,6 +100,15 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
             table = Grid(title=f"{name}: not made", head=("",), rows=(), notes=(str(error),))
             findings[name] = [Finding(table=table, document={"unfit": str(error)})]
     return findings
+
+
+def check_names(plan: Plan, nodes: Sequence[Peer]) -> None:
+    """Raises ConfigurationError: one of them is none of the run's."""
+    known = plan.neighborhoods
+    if unknown := sorted(set(nodes) - known.keys()):
+        raise ConfigurationError(
+            f"{unknown[0]} is no node of this run; they are {', '.join(sorted(known))}."
+        )
 
 
 def find(name: str) -> Audit:
@@ -123,6 +129,7 @@ __all__ = [
     "Options",
     "Picture",
     "Unfit",
+    "check_names",
     "find",
     "run",
 ]

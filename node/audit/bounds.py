@@ -2,14 +2,14 @@
 own.
 
 one run   Steinke, Nasr, Jagielski, "Privacy auditing with one (1) training run", arXiv 2305.08846,
-          theorem 5.2, add/remove one example. Of m canaries r are guessed; if the run is (ε, δ)-DP,
-          P[v or more right] ≤ f(0) + 2mδ·max_i (f(i) − f(0))/i with f(i) = P[Bin(r, e^ε/(1 + e^ε)) ≥ v − i].
-          It assumes nothing of the mechanism, and so sees little of it: many canaries share one
-          run's noise.
-family    The largest noise of the run's own mechanism, n Poisson-subsampled Gaussians of rate q, that
-          the scores allow: those of canaries that are out are its noise and nothing else. ε is what
-          the accountant says of that noise. That scores are Gaussian, and used whole instead of as
-          guesses, is the idea of Agrawal et al., "Let's ask Gauss: improved one-run privacy
+          theorem 5.2, add/remove one example. Of m canaries r are guessed; if the run is
+          (ε, δ)-DP, v or more are right with probability f(0) + 2mδ·max_i (f(i) − f(0))/i at most,
+          where f(i) = P[Bin(r, e^ε/(1 + e^ε)) ≥ v − i]. It assumes nothing of the mechanism, and
+          so sees little of it: many canaries share one run's noise.
+family    The largest noise of the run's own mechanism, n Poisson-subsampled Gaussians of rate q,
+          that the scores allow: those of canaries that are out are its noise and nothing else. ε is
+          what the accountant says of that noise. That scores are Gaussian, and used whole instead
+          of as guesses, is the idea of Agrawal et al., "Let's ask Gauss: improved one-run privacy
           auditing", arXiv 2606.12733 (known from its abstract).
 """
 

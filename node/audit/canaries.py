@@ -2,11 +2,8 @@
 curious nodes tell, from what they receive over the wire, which records a node has?
 
 One node's data are canaries: records with a gradient of norm C along an axis of their own, each of
-them there or not by a coin. Its gate and algorithm are those of a run. A canary's score is what the
-curious nodes' messages, added up with weights, have along its axis. The weights are the best linear
-ones: those with which the messages come nearest to the sum of all the node's releases (the
-projection on the row space of the knowledge matrix, `node.audit.knowledge`), as all other releases
-are noise to them.
+them there or not by a coin. Its gate and algorithm are those of a run. Scores are the best linear
+ones (`node.audit.scores`).
 
 Worst cases, as ε supposes them: other nodes' data are known, so that only noise is in their
 releases; the curious ones add none of their own; and every record of the node is a canary.
@@ -22,8 +19,9 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import inf, isqrt
 
 import torch
@@ -32,14 +30,13 @@ from torch import Tensor
 from node.algorithms import Gradients
 from node.audit import Finding, Options, Unfit
 from node.audit.bounds import Guesses, Spread, one_run
-from node.audit.knowledge import Knowledge, hops, knowledge, room
-from node.audit.overheard import Place, participants
+from node.audit.knowledge import hops, knowledge, room
+from node.audit.overheard import participants
+from node.audit.scores import Canaries, Noise, Scores, weights
 from node.encoding import Json
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
-from node.hooks import no_op
 from node.learning.plan import Plan
-from node.maths.blocks import Block
 from node.privacy.accountant import Mechanism, epsilon_total
 from node.privacy.calibration import release_mechanism
 from node.privacy.gate import GateConfig, GradientGate, make_gate
@@ -47,86 +44,15 @@ from node.privacy.ledger import Ledger
 from node.randomness import Keys
 from node.records.journal import plain
 from node.rounds import lockstep
-from node.task import Factored, Factors, Task
-from peer.message import Layout, Peer
+from node.task import Task
+from peer.message import Peer
 
 ERROR = 0.05
 """Of a bound that is reported: 95 % confidence."""
 FALSE_ALARM = 1e-4
 """A run that keeps its promise is called broken so often at most."""
-LOUD = 10.0
-"""A canary's gradient before it is clipped, in units of C."""
 QUICK = 2_500
 """Canaries at most of a quick audit."""
-RIDGE = 1e-9
-"""Of the weights: messages of length 1 along which less than its root is said are left alone."""
-
-
-class Canaries(Task):
-    """A task whose every record has a gradient along one axis, whatever the model is."""
-
-    indexes = bundled = True
-
-    def __init__(self, side: int, clip: float, coins: torch.Generator) -> None:
-        """side² canaries, each there with probability ½."""
-        self.layout = Layout((("canaries", (side, side)),))
-        self.side, self.loudness = side, LOUD * clip
-        self.included = torch.rand(side * side, generator=coins) < 0.5
-        self.signs = torch.randint(0, 2, (side * side,), generator=coins).mul(2.0).sub(1.0)
-        self.rows = self.included.nonzero().flatten()
-        self.num_examples = len(self.rows)
-
-    def initial_parameters(self, seed: int) -> Tensor:
-        return torch.zeros(self.layout.size)
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """δ and a [n, side] each: a gradient is δaᵀ, one coordinate of it."""
-        axes = self.rows[rows]
-        delta, a = torch.zeros(2, len(axes), self.side)
-        each = torch.arange(len(axes))
-        delta[each, axes // self.side] = self.loudness * self.signs[axes]
-        a[each, axes % self.side] = 1.0
-        return delta, a
-
-    def loss(self, parameters: Mapping[str, Tensor], example: tuple[Tensor, ...]) -> Tensor:
-        delta, a = example
-        return (parameters["canaries"] @ a) @ delta
-
-    def mean_loss(self, parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        delta, a = batch
-        return ((a @ parameters["canaries"].T) * delta).sum(1).mean()
-
-    def factors(self) -> Factored:
-        def factored(parameters: Mapping[str, Tensor], batch: tuple[Tensor, ...]) -> Factors:
-            return {"canaries": (batch[0], batch[1])}
-
-        return factored
-
-    def evaluate(self, x: Tensor, yield_point: Callable[[], None] = no_op) -> dict[str, float]:
-        return {}
-
-
-class Noise:
-    """The gate of a node whose data are known: what is left of a release is its noise."""
-
-    def __init__(self, std: float, d: int, seed: int) -> None:
-        """`std` of a release; 0: of a curious node, which adds none."""
-        self._std, self._d = std, d
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, x: Tensor, t: int, to: Peer) -> Tensor:
-        if not self._std:
-            return torch.zeros(self._d)
-        return torch.randn(self._d, generator=self._generator).mul_(self._std)
-
-    def own(self, x: Tensor, t: int) -> Tensor:
-        return self(x, t, "")
-
-    def difference(self, x: Tensor, before: Tensor, t: int) -> Tensor:
-        return self(x, t, "")
-
-    def within(self, x: Tensor, block: Block) -> Callable[[Tensor, int], Tensor]:
-        raise AssertionError("algorithms that train blocks need layers, and are refused")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,17 +73,16 @@ class Heard:
     guesses: Guesses
     """That gave the one-run bound."""
     one_run: float
-    """ε is at least this, whatever the mechanism; 95 % confidence, as the next two."""
+    """ε is at least this, whatever the mechanism; 95 % confidence, as the next."""
     sigma: float
     """The largest noise multiplier with which all releases together would leave scores so far
-    apart."""
-    family: float
-    """ε of the run's mechanism with it."""
-    surely: float
-    """The larger of both ε, with FALSE_ALARM as error."""
+    apart; the family bound is ε of the run's mechanism with it."""
+    sure_one_run: float
+    sure_sigma: float
+    """The same two with FALSE_ALARM as error, which both share."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """One node of a run whose data are canaries."""
 
@@ -195,7 +120,7 @@ class Setting:
             ),
         )
 
-    @property
+    @cached_property
     def claimed(self) -> float | None:
         """ε_total of the rounds that are attacked; None: the mode promises nothing."""
         return self.epsilon(self.mechanism.sigma) if self.mechanism.mode == "strict" else None
@@ -245,40 +170,6 @@ class Setting:
         return gate
 
 
-def weights(heard: Knowledge, target: Peer) -> dict[Place, float]:
-    """By what messages are added up to come nearest to the sum of the target's releases, on a scale
-    on which a record that is in all their batches adds 1."""
-    wanted = torch.tensor([float(it[0] == target) for it in heard.releases], dtype=torch.float64)
-    lengths = heard.matrix.norm(dim=1).clamp(min=1e-300)
-    rows = heard.matrix / lengths[:, None]
-    if len(rows) < rows.shape[1]:
-        found = torch.linalg.solve(_ridge(rows @ rows.T), rows @ wanted)
-    else:
-        found = rows @ torch.linalg.solve(_ridge(rows.T @ rows), wanted)
-    reached = float(found @ rows @ wanted)
-    if reached < RIDGE:
-        return {}
-    return dict(zip(heard.places, (found / lengths / reached).tolist(), strict=True))
-
-
-def _ridge(gram: Tensor) -> Tensor:
-    gram.diagonal().add_(RIDGE)
-    return gram
-
-
-class Scores:
-    """Adds up, with weights, what is heard."""
-
-    def __init__(self, by: Mapping[Place, float], d: int) -> None:
-        self._by = dict(by)
-        self.total = torch.zeros(d, dtype=torch.float64)
-
-    def __call__(self, place: Place, message: Tensor) -> None:
-        """What two curious nodes hear counts once."""
-        if weight := self._by.pop(place, 0.0):
-            self.total.add_(message, alpha=weight)
-
-
 def listen(setting: Setting, attacker: Attacker) -> Heard:
     """One run in which the attacker listens.
 
@@ -314,18 +205,15 @@ def heard(
     scores, included = (total * task.signs / unit).numpy(), task.included.numpy()
     spread, releases = Spread.of(scores, included), setting.rounds * mechanism.releases
     smallest, best = one_run(scores, included, privacy.delta, ERROR)
-    sigma, surely = (
-        spread.largest_sigma(mechanism.rate, releases, error) for error in (ERROR, FALSE_ALARM / 2)
-    )
-    sure, _ = one_run(scores, included, privacy.delta, FALSE_ALARM / 2)
+    sigma = spread.largest_sigma(mechanism.rate, releases, ERROR)
     return Heard(
         attacker=attacker,
         messages=messages,
         guesses=best,
         one_run=smallest,
         sigma=sigma,
-        family=setting.epsilon(sigma),
-        surely=max(sure, setting.epsilon(surely)),
+        sure_one_run=one_run(scores, included, privacy.delta, FALSE_ALARM / 2)[0],
+        sure_sigma=spread.largest_sigma(mechanism.rate, releases, FALSE_ALARM / 2),
     )
 
 
@@ -354,20 +242,23 @@ def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
     for attacker in attackers(setting, options.curious):
         options.say(f"canaries: {attacker.title} ({', '.join(attacker.nodes)})")
         results.append(listen(setting, attacker))
-    broken = tuple(filter(None, (_broken(setting, each) for each in results)))
+    broken = tuple(filter(None, (refuted(setting, each) for each in results)))
     return [
         Finding(table=grid(setting, results), document=document(setting, results), broken=broken)
     ]
 
 
-def _broken(setting: Setting, each: Heard) -> str:
+def refuted(setting: Setting, each: Heard) -> str:
     """Why this attacker's scores refute what is claimed; empty: they don't."""
     claimed = setting.claimed
-    if claimed is None or each.surely <= claimed:
+    if claimed is None:
         return ""
+    if each.sure_one_run <= claimed and each.sure_sigma >= setting.mechanism.sigma:
+        return ""
+    seen = max(each.sure_one_run, setting.epsilon(each.sure_sigma))
     return (
         f"What {each.attacker.title} ({', '.join(each.attacker.nodes)}) received is that of "
-        f"ε_total ≥ {each.surely:.3g} (confidence {1 - FALSE_ALARM:.2%}), and the run claims "
+        f"ε_total ≥ {seen:.3g} (confidence {1 - FALSE_ALARM:.2%}), and the run claims "
         f"{claimed:.3g}."
     )
 
@@ -387,11 +278,20 @@ def document(setting: Setting, results: Sequence[Heard]) -> Json:
             "sigma": setting.mechanism.sigma,
             "claimed": setting.claimed,
             "confidence": 1 - ERROR,
-            "attackers": [{**asdict(each), **asdict(each.attacker)} for each in results],
+            "attackers": [
+                {
+                    "title": each.attacker.title,
+                    "nodes": list(each.attacker.nodes),
+                    "messages": each.messages,
+                    "guesses": asdict(each.guesses),
+                    "one_run": each.one_run,
+                    "family": setting.epsilon(each.sigma),
+                    "sigma": each.sigma,
+                }
+                for each in results
+            ],
         }
     )
-    for each in converted["attackers"]:
-        del each["attacker"]
     return converted
 
 
@@ -409,7 +309,7 @@ def grid(setting: Setting, results: Sequence[Heard]) -> Grid:
             str(each.messages),
             f"{each.guesses.right} of {each.guesses.made}",
             _number(each.one_run),
-            _number(each.family),
+            _number(setting.epsilon(each.sigma)),
             _number(each.sigma),
         )
         for each in results

@@ -1,11 +1,11 @@
 """What curious nodes know if nobody adds noise: El Mrini, Cyffers, Bellet, "Privacy attacks in
 decentralized learning", arXiv 2402.10001.
 
-Everything that an algorithm says is a weighted sum of the releases that were made so far: gradients
-of node i in round t. Row by row, what the curious hear is a matrix over all releases of the others,
-the knowledge matrix K; their own are known to them and have no columns. A release can be computed
-exactly if its unit vector lies in the row space of K. With noise they know it as far as that vector's
-projection is long.
+Everything that an algorithm says is a weighted sum of the releases made so far: gradients of node i
+in round t. Row by row, what the curious hear is a matrix over all releases of the others, the
+knowledge matrix K; their own are known to them and have no columns. A release can be computed
+exactly if its unit vector lies in the row space of K. With noise they know it as far as that
+vector's projection is long.
 
 K is not written down from W for each algorithm: the algorithm itself runs, from zero and with unit
 vectors in place of gradients, and what the curious hear are the rows.
@@ -29,7 +29,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from node.audit import Finding, Options, Unfit
+from node.audit import Finding, Options, Unfit, check_names
 from node.audit.overheard import Place, participants
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
@@ -121,7 +121,7 @@ def knowledge(plan: Plan, curious: Collection[Peer], rounds: int) -> Knowledge:
         curious=tuple(sorted(curious)),
         releases=tuple(releases),
         places=tuple(heard),
-        matrix=torch.stack([*heard.values()]) if heard else torch.zeros(0, d),
+        matrix=torch.stack([*heard.values()]) if heard else torch.zeros(0, d, dtype=torch.float64),
     )
 
 
@@ -153,15 +153,12 @@ class Reconstruction:
     """The last round of which one is known."""
 
 
-def reconstructions(
-    plan: Plan, curious: Collection[Peer], rounds: int | None = None
-) -> list[Reconstruction]:
-    """Of every other node, the nearest first; `rounds`: as many are looked at.
+def reconstructions(plan: Plan, curious: Collection[Peer], rounds: int) -> list[Reconstruction]:
+    """Of every other node, the nearest first, from what is said in so many rounds.
 
     Raises:
         Unfit: see `knowledge`; or all are curious.
     """
-    rounds = rounds or min(ROUNDS, room(plan))
     found = knowledge(plan, curious, rounds)
     if not found.releases:
         raise Unfit("All nodes are curious, so there is nobody to learn of.")
@@ -191,16 +188,24 @@ def hops(neighborhoods: Neighborhoods, sources: Collection[Peer]) -> dict[Peer, 
 
 
 def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
-    """Of the curious nodes; where none are named, of each node's first neighbor alone (here the
-    first node)."""
-    plan = resolved.plan
-    curious = options.curious or (min(plan.neighborhoods),)
+    """Of the curious nodes; where none are named, of the first node alone."""
+    curious = options.curious or (min(resolved.plan.neighborhoods),)
     options.say(f"knowledge: {', '.join(curious)}")
-    rounds = options.rounds or min(ROUNDS, room(plan))
+    return [finding(resolved.plan, curious, options.rounds)]
+
+
+def finding(plan: Plan, curious: Sequence[Peer], rounds: int | None = None) -> Finding:
+    """What these nodes could reconstruct without noise.
+
+    Raises:
+        ConfigurationError: see `reconstructions`; or one of them is none of the run's.
+    """
+    check_names(plan, curious)
+    rounds = min(rounds or ROUNDS, ROUNDS, room(plan))
     results = reconstructions(plan, curious, rounds)
-    return [
-        Finding(table=grid(curious, rounds, results), document=document(curious, rounds, results))
-    ]
+    return Finding(
+        table=grid(curious, rounds, results), document=document(curious, rounds, results)
+    )
 
 
 def document(
@@ -224,11 +229,11 @@ def grid(curious: Sequence[Peer], rounds: int, results: Sequence[Reconstruction]
         for it in results
     ]
     return Grid(
-        title=f"What {', '.join(curious)} could reconstruct of {rounds} rounds if there were no noise",
+        title=f"What {', '.join(curious)} could reconstruct of {rounds} rounds without noise",
         head=("node", "hops", "its releases that are known", "of round, at last"),
         rows=tuple(rows),
         notes=(
-            "from W alone, by the rank of what is heard; noise is what protects these releases, and "
-            "ε_total supposes that all of them are known",
+            "from graph and algorithm alone, by the rank of what is heard; noise is what protects "
+            "these releases, and ε_total supposes that all of them are known",
         ),
     )

@@ -10,18 +10,11 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Json, Settings
+from node.cli.options import Curious, Json, Settings, names
 from node.observability.output import print_json
 from peer.errors import EXIT_BROKEN, EXIT_OK
 
 app = typer.Typer()
-
-Curious = Annotated[
-    str,
-    typer.Option(
-        metavar="NODE,NODE", help="Nodes that put together what they know (n0,n3), without noise."
-    ),
-]
 
 
 @app.command()
@@ -62,7 +55,7 @@ def audit(
 
     config = load(ExperimentConfig, [file], settings)
     options = auditing.Options(
-        curious=named(curious),
+        curious=names(curious),
         canaries=canaries,
         rounds=rounds,
         seed=seed,
@@ -80,8 +73,3 @@ def audit(
             console.print(tables.rich(finding.table), "")
         console.print(page.verdict(findings), markup=False)
     raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)
-
-
-def named(nodes: str) -> tuple[str, ...]:
-    """The names in "n0,n3", each once."""
-    return tuple(sorted({name.strip() for name in nodes.split(",")} - {""}))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Json, Settings
+from node.cli.options import Curious, Json, Settings, names
 from node.observability.output import print_json
 from peer.errors import EXIT_FAILURE, EXIT_OK
 
@@ -38,6 +38,7 @@ def plan(
     limit: Annotated[
         float | None, typer.Option(min=0, help="Lifetime ε_total of these data.")
     ] = None,
+    curious: Curious = "",
     settings: Settings = [],
     as_json: Json = False,
 ) -> None:
@@ -63,14 +64,19 @@ def plan(
     console = Console(highlight=False, soft_wrap=True)
     with Console(stderr=True).status("loading") as progress:
         from node.cli import plan as planning
+        from node.experiments.report import tables
 
         question = planning.read(file, [*options, *settings])
         question = planning.with_options(question, degree=degree, data=data, limit=limit)
         privacy_plan = planning.answer(question, progress.update)
+        known = planning.known(question, names(curious)) if curious else None
     if as_json:
-        print_json(planning.document(privacy_plan))
+        more = {"knowledge": known.document} if known else {}
+        print_json({**planning.document(privacy_plan), **more})
     else:
         console.print(planning.show(privacy_plan))
+        if known:
+            console.print("", tables.rich(known.table))
 
 
 @app.command()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from node.algorithms import find
+from node.audit import Finding, knowledge
 from node.cli.budget import Account, account, number, runs_table, sentence
 from node.config import (
     BudgetSection,
@@ -33,6 +34,7 @@ from node.config import (
 )
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
+from node.learning.plan import Plan
 from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
 from node.privacy.accountant import (
@@ -232,6 +234,17 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         doubts=tuple(_doubts(run.privacy, own, d)),
         lifetime=_lifetime(question, mechanism) if question.data else None,
     )
+
+
+def known(question: Question, curious: Sequence[str]) -> Finding:
+    """What these nodes could reconstruct of the others' updates if there were no noise.
+
+    Raises:
+        ConfigurationError: one of them is none of the run's, or the algorithm's messages are no
+            weighted sums of updates.
+    """
+    neighborhoods = question.run.neighborhoods(question.names)
+    return knowledge.finding(Plan.of(question.run, neighborhoods), curious)
 
 
 def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:
