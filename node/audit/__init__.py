@@ -97,7 +97,7 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
         except Unfit as error:
             if only:
                 raise
-            table = Grid(title=f"{name}: not made", head=("",), rows=(), notes=(str(error),))
+            table = Grid(title="Not made", head=("audit", "why"), rows=((name, str(error)),))
             findings[name] = [Finding(table=table, document={"unfit": str(error)})]
     return findings
 

@@ -16,6 +16,9 @@ from peer.errors import EXIT_BROKEN, EXIT_OK
 
 app = typer.Typer()
 
+WIDE = 160
+"""Columns of tables that no terminal shows."""
+
 
 @app.command()
 def audit(
@@ -68,8 +71,10 @@ def audit(
     if as_json:
         print_json(page.document(config, findings))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=WIDE)
         for finding in (it for found in findings.values() for it in found):
             console.print(tables.rich(finding.table), "")
-        console.print(page.verdict(findings), markup=False)
+        console.print(page.verdict(findings), markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)
