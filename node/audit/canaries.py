@@ -239,7 +239,10 @@ def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
         Unfit: nothing is said that could be audited.
     """
     setting, results = Setting.of(resolved.plan, options), []
-    for attacker in attackers(setting, options.curious):
+    listeners = attackers(setting, options.curious)
+    if not listeners:
+        raise Unfit(f"{setting.target} has no neighbor, so nobody hears anything of it.")
+    for attacker in listeners:
         options.say(f"canaries: {attacker.title} ({', '.join(attacker.nodes)})")
         results.append(listen(setting, attacker))
     broken = tuple(filter(None, (refuted(setting, each) for each in results)))

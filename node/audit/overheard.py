@@ -35,7 +35,7 @@ class Place(NamedTuple):
     part: int
 
 
-Listener: TypeAlias = Callable[[Place, Tensor], None]
+Listener: TypeAlias = Callable[[Place, Tensor], object]
 """Hears a message once for every curious node that was told it, and must not change it."""
 
 
