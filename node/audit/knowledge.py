@@ -159,17 +159,17 @@ def reconstructions(plan: Plan, curious: Collection[Peer], rounds: int) -> list[
     Raises:
         Unfit: see `knowledge`; or all are curious.
     """
-    found = knowledge(plan, curious, rounds)
-    if not found.releases:
+    heard = knowledge(plan, curious, rounds)
+    if not heard.releases:
         raise Unfit("All nodes are curious, so there is nobody to learn of.")
-    known, away = found.known(), hops(plan.neighborhoods, curious)
+    known, away = heard.known(), hops(plan.neighborhoods, curious)
     mine = {name: [it for it in known if it[0] == name] for name in plan.neighborhoods}
     return [
         Reconstruction(
             node=name,
             hops=away[name],
             known=len(mine[name]),
-            of=sum(it[0] == name for it in found.releases),
+            of=sum(it[0] == name for it in heard.releases),
             last=max((t for _, t, _ in mine[name]), default=None),
         )
         for name in sorted(plan.neighborhoods, key=lambda name: (away[name], name))

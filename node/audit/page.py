@@ -28,7 +28,7 @@ def document(config: ExperimentConfig, findings: Findings) -> Json:
         "algorithm": config.algorithm.name,
         "mode": config.privacy.mode,
         "failed": broken(findings),
-        "audits": {name: [it.document for it in found] for name, found in findings.items()},
+        "audits": {name: [it.document for it in each] for name, each in findings.items()},
     }
 
 
@@ -45,8 +45,8 @@ def verdict(findings: Findings) -> str:
 
 def _parts(config: ExperimentConfig, findings: Findings) -> Iterator[str]:
     yield f"<p>{page.escape(verdict(findings))}</p>\n"
-    for found in findings.values():
-        for finding in found:
+    for each in findings.values():
+        for finding in each:
             yield page.table(finding.table)
             if finding.pictures:
                 pictures = "".join(map(_figure, finding.pictures))

@@ -102,13 +102,13 @@ def weights(heard: Knowledge, target: Peer) -> dict[Place, float]:
     lengths = heard.matrix.norm(dim=1).clamp(min=1e-300)
     rows = heard.matrix / lengths[:, None]
     if len(rows) < rows.shape[1]:
-        found = torch.linalg.solve(_ridge(rows @ rows.T), rows @ wanted)
+        by = torch.linalg.solve(_ridge(rows @ rows.T), rows @ wanted)
     else:
-        found = rows @ torch.linalg.solve(_ridge(rows.T @ rows), wanted)
-    reached = float(found @ rows @ wanted)
+        by = rows @ torch.linalg.solve(_ridge(rows.T @ rows), wanted)
+    reached = float(by @ rows @ wanted)
     if reached < RIDGE:
         return {}
-    return dict(zip(heard.places, (found / lengths / reached).tolist(), strict=True))
+    return dict(zip(heard.places, (by / lengths / reached).tolist(), strict=True))
 
 
 def _ridge(gram: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ line (`node/cli/app.py`).
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def audit(
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDE)
-        for finding in (it for found in findings.values() for it in found):
+        for finding in chain.from_iterable(findings.values()):
             console.print(tables.rich(finding.table), "")
         console.print(page.verdict(findings), markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)
