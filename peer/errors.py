@@ -23,6 +23,8 @@ from __future__ import annotations
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
+EXIT_BROKEN = 5
+"""`audit`: an attack refuted what a run promises."""
 EXIT_BUG = 70
 EXIT_PIPE = 141
 """128 + SIGPIPE, as of a program that the signal ends."""

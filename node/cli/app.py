@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from node.cli import config, experiments, federation, inspect, ledger, predict, show
+from node.cli import audit, config, experiments, federation, inspect, ledger, predict, show
 from node.cli.options import Json, Settings
 from node.observability.output import print_json
 from peer.errors import (
@@ -39,6 +39,7 @@ app.add_typer(federation.roster, name="roster")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(config.app, name="config")
 app.add_typer(inspect.app)
+app.add_typer(audit.app)
 app.add_typer(experiments.app)
 app.add_typer(show.app)
 app.add_typer(predict.app)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Json, Settings
+from node.cli.options import Curious, Json, Settings, names
 from node.observability.output import print_json
 from peer.errors import EXIT_FAILURE, EXIT_OK
 
@@ -49,6 +49,7 @@ def plan(
         float | None,
         typer.Option(min=0, help="With --propose: what a node may send, if it gossips."),
     ] = None,
+    curious: Curious = "",
     settings: Settings = [],
     as_json: Json = False,
 ) -> None:
@@ -76,6 +77,7 @@ def plan(
         from node.cli import plan as planning
         from node.cli import plan_shown
         from node.cli.proposals import Limits
+        from node.experiments.report import tables
 
         limits = Limits(examples=examples, megabytes=megabytes) if proposals else None
         question = planning.read(file, [*options, *settings])
@@ -83,10 +85,14 @@ def plan(
             question, degree=degree, data=data, limit=limit, limits=limits
         )
         privacy_plan = planning.answer(question, progress.update)
+        known = planning.known(question, names(curious)) if curious else None
     if as_json:
-        print_json(plan_shown.document(privacy_plan))
+        more = {"knowledge": known.document} if known else {}
+        print_json({**plan_shown.document(privacy_plan), **more})
     else:
         console.print(plan_shown.show(privacy_plan))
+        if known:
+            console.print("", tables.rich(known.table))
 
 
 @app.command()

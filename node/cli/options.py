@@ -13,3 +13,12 @@ Settings = Annotated[
         "--set", metavar="A.B=V", help="Set one key of the file (repeatable); empty V removes it."
     ),
 ]
+Curious = Annotated[
+    str,
+    typer.Option(metavar="NODE,NODE", help="What these nodes know together: n0,n3."),
+]
+
+
+def names(nodes: str) -> tuple[str, ...]:
+    """Of the nodes in "n0,n3", each once."""
+    return tuple(sorted({name.strip() for name in nodes.split(",")} - {""}))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from node.algorithms import find
+from node.audit import Finding, knowledge
 from node.cli.budget import Account, account
 from node.cli.proposals import Limits, Proposal, propose
 from node.config import (
@@ -254,6 +255,17 @@ def _proposals(
         return ()
     run = question.run
     return propose(run, Plan.of(run, run.neighborhoods(question.names)), d, question.limits, say)
+
+
+def known(question: Question, curious: Sequence[str]) -> Finding:
+    """What these nodes could reconstruct of the others' updates if there were no noise.
+
+    Raises:
+        ConfigurationError: one of them is none of the run's, or the algorithm's messages are no
+            weighted sums of updates.
+    """
+    neighborhoods = question.run.neighborhoods(question.names)
+    return knowledge.finding(Plan.of(question.run, neighborhoods), curious)
 
 
 def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:

@@ -1,0 +1,63 @@
+"""What audits found: as one HTML file with nothing outside of it, and as JSON."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterator
+
+import tomli_w
+
+from node.audit import Findings, Picture
+from node.config import ExperimentConfig, drop_none
+from node.encoding import Json
+from node.experiments.report import page
+
+HELD = "No attack saw more than the run promises. That is no proof: it says what these attacks saw."
+
+
+def broken(findings: Findings) -> list[str]:
+    """Why the run does not keep what it promises: the sentences of all audits."""
+    return [text for each in findings.values() for finding in each for text in finding.broken]
+
+
+def document(config: ExperimentConfig, findings: Findings) -> Json:
+    """For programs."""
+    return {
+        "run": config.run.name,
+        "algorithm": config.algorithm.name,
+        "mode": config.privacy.mode,
+        "failed": broken(findings),
+        "audits": {name: [it.document for it in each] for name, each in findings.items()},
+    }
+
+
+def html_page(config: ExperimentConfig, findings: Findings) -> str:
+    """The whole file."""
+    return page.framed(f"Audit of {config.run.name}", "".join(_parts(config, findings)))
+
+
+def verdict(findings: Findings) -> str:
+    """In a sentence or some."""
+    reasons = broken(findings)
+    return f"FAILED: {' '.join(reasons)}" if reasons else HELD
+
+
+def _parts(config: ExperimentConfig, findings: Findings) -> Iterator[str]:
+    yield f"<p>{page.escape(verdict(findings))}</p>\n"
+    for each in findings.values():
+        for finding in each:
+            yield page.table(finding.table)
+            if finding.pictures:
+                pictures = "".join(map(_figure, finding.pictures))
+                yield f'<div class="figures">\n{pictures}</div>\n'
+    settings = html.escape(tomli_w.dumps(drop_none(config.model_dump(mode="json"))))
+    yield f"<details><summary>Configuration</summary><pre>{settings}</pre></details>\n"
+
+
+def _figure(picture: Picture) -> str:
+    title, data = page.escape(picture.title), base64.b64encode(picture.png).decode()
+    return (
+        f'<figure><figcaption>{title}</figcaption><img alt="{title}" '
+        f'src="data:image/png;base64,{data}"></figure>\n'
+    )

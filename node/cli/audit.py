@@ -1,0 +1,81 @@
+"""The command `audit`: attacks on a run's own promise, before or after it runs. Part of the command
+line (`node/cli/app.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.options import Curious, Json, Settings, names
+from node.observability.output import print_json
+from peer.errors import EXIT_BROKEN, EXIT_OK
+
+app = typer.Typer()
+
+WIDE = 160
+"""Columns of tables that no terminal shows."""
+
+
+@app.command()
+def audit(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="EXPERIMENT.toml", help="An experiment, or an example by name."),
+    ],
+    settings: Settings = [],
+    only: Annotated[
+        list[str], typer.Option(metavar="NAME", help="This audit alone (repeatable).")
+    ] = [],
+    curious: Curious = "",
+    canaries: Annotated[
+        int, typer.Option(min=400, help="Records of a known gradient; more see sharper.")
+    ] = 10_000,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds that are attacked (default: the run's).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the attackers' own draws.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds, and weaker.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page to be passed on.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a run on this machine, and hold what was seen against the ε it promises.
+
+    Exit code 5 when an attack refutes it. No real record is used but what a public data set has.
+    """
+    from rich.console import Console
+
+    from node import audit as auditing
+    from node.audit import page
+    from node.config import ExperimentConfig, load
+    from node.experiments.report import files, tables
+    from node.experiments.resolve import resolve
+
+    config = load(ExperimentConfig, [file], settings)
+    options = auditing.Options(
+        curious=names(curious),
+        canaries=canaries,
+        rounds=rounds,
+        seed=seed,
+        quick=quick,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    findings = auditing.run(resolve(config), only, options)
+    if out is not None:
+        files.put(out, page.html_page(config, findings).encode())
+    if as_json:
+        print_json(page.document(config, findings))
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=WIDE)
+        for finding in chain.from_iterable(findings.values()):
+            console.print(tables.rich(finding.table), "")
+        console.print(page.verdict(findings), markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)

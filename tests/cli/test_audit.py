@@ -1,0 +1,91 @@
+"""`peerpoise audit`: its table, JSON and page, and the exit code of a broken promise; what `plan`
+says of curious nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from kit.command import Call
+from node.privacy import noise
+from node.randomness import Stream
+from peer.errors import EXIT_BROKEN
+
+SIGMA = ("--set", "privacy.epsilon=", "--set", "privacy.sigma=2", "--set", "privacy.rate=0.5")
+FEW = (*SIGMA, "--set", "train.rounds=8", "--canaries", "900", "--set", "privacy.insecure_seed=1")
+release: Callable[..., Tensor] = noise.release
+
+
+def test_a_run_that_keeps_its_promise(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "audit.html"
+    result = peerpoise("audit", experiment, *FEW, "--out", page, "--json")
+    assert result.code == 0, result.err
+    assert re.findall(r"^\w+: .*", result.err, re.MULTILINE)[:2] == [
+        "canaries: a neighbor (n1)",
+        "canaries: all neighbors (n1, n2)",
+    ]
+    found = json.loads(result.out)
+    canaries = found["audits"]["canaries"][0]
+    assert found["failed"] == []
+    assert (canaries["mode"], canaries["canaries"], canaries["rounds"]) == ("strict", 900, 8)
+    near, both = canaries["attackers"]
+    assert 0 < near["family"] < both["family"] <= canaries["claimed"]
+    assert both["one_run"] <= both["family"]
+    assert found["audits"]["knowledge"][0]["nodes"].keys() == {"n1", "n2"}
+    text = page.read_text(encoding="utf-8")
+    assert "No attack saw more" in text
+    assert "all neighbors (n1, n2)" in text
+    assert re.findall(r"""(?:src|href)=["'](?!data:|#)""", text) == []
+
+
+def quieter(total: Tensor, sigma: float, clip: float, divisor: int, stream: Stream) -> Tensor:
+    return release(total, sigma / 2, clip, divisor, stream)
+
+
+def test_a_promise_that_is_broken(
+    peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "release", quieter)
+    result = peerpoise("audit", experiment, *FEW, "--only", "canaries", "--curious", "n2")
+    assert (result.code, EXIT_BROKEN) == (5, 5)
+    assert "FAILED: What the curious (n2) received is that of ε_total ≥" in result.out
+
+
+def test_what_does_not_fit_is_said(peerpoise: Call, experiment: Path) -> None:
+    ross = ("--set", "algorithm.name=ross", "--set", "privacy.mode=none")
+    result = peerpoise("audit", experiment, *ross)
+    assert result.code == 0
+    assert re.search("canaries +What curious nodes learn of ross is not worked out", result.out)
+    alone = peerpoise("audit", experiment, *ross, "--only", "knowledge")
+    assert (alone.code, alone.out) == (78, "")
+    assert "What curious nodes learn of ross is not worked out" in alone.err
+
+
+@pytest.mark.parametrize("command", ["audit", "plan"])
+def test_a_curious_node_that_is_none(peerpoise: Call, experiment: Path, command: str) -> None:
+    result = peerpoise(command, experiment, "--curious", "n0,n7", *SIGMA)
+    assert result.code == 78
+    assert "n7 is no node of this run; they are n0, n1, n2." in result.err
+
+
+def test_no_audit_of_that_name(peerpoise: Call, experiment: Path) -> None:
+    result = peerpoise("audit", experiment, "--only", "canary")
+    assert result.code == 78
+    assert "canaries" in result.err
+
+
+def test_plan_says_what_curious_nodes_could_reconstruct(peerpoise: Call, experiment: Path) -> None:
+    star = ("--set", "topology.kind=star", "--set", "algorithm.name=d-psgd", *SIGMA)
+    result = peerpoise("plan", experiment, *star, "--rounds", "6", "--curious", "n0", "--json")
+    assert result.code == 0, result.err
+    known = json.loads(result.out)["knowledge"]
+    assert known["curious"] == ["n0"]
+    assert known["nodes"]["n2"] == {"hops": 1, "known": 5, "of": 6, "last_round": 4}
+    table = peerpoise("plan", experiment, *star, "--curious", "n1").out
+    assert "What n1 could reconstruct of 2 rounds without noise" in table
