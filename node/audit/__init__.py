@@ -23,7 +23,9 @@ from peer.tables import load_entry
 
 AUDITS: Mapping[str, str] = {
     "canaries": "node.audit.canaries:audit",
+    "inversion": "node.audit.images:audit",
     "knowledge": "node.audit.knowledge:audit",
+    "membership": "node.audit.members:audit",
 }
 """name -> module:function. A new audit: one function, one line here."""
 

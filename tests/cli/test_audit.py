@@ -4,6 +4,7 @@ says of curious nodes.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -24,7 +25,8 @@ release: Callable[..., Tensor] = noise.release
 
 def test_a_run_that_keeps_its_promise(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
     page = tmp_path / "new" / "audit.html"
-    result = peerpoise("audit", experiment, *FEW, "--out", page, "--json")
+    audits = ("--only", "canaries", "--only", "knowledge")
+    result = peerpoise("audit", experiment, *FEW, *audits, "--out", page, "--json")
     assert result.code == 0, result.err
     assert re.findall(r"^\w+: .*", result.err, re.MULTILINE)[:2] == [
         "canaries: a neighbor (n1)",
@@ -42,6 +44,22 @@ def test_a_run_that_keeps_its_promise(peerpoise: Call, experiment: Path, tmp_pat
     assert "No attack saw more" in text
     assert "all neighbors (n1, n2)" in text
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)""", text) == []
+
+
+def test_images_and_members_without_noise(peerpoise: Call, tmp_path: Path) -> None:
+    """Everything is found, and the page shows the images."""
+    page = tmp_path / "audit.html"
+    none = ("--set", "privacy.mode=none", "--set", "privacy.epsilon=", "--set", "train.rounds=3")
+    audits = ("--only", "inversion", "--only", "membership", "--quick")
+    result = peerpoise("audit", "quickstart", *none, *audits, "--out", page, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["audits"]
+    single = found["inversion"][0]["inversion"][0]
+    assert (single["attack"], single["batch"], single["recovered"]) == ("trap", 1, 8)
+    assert found["membership"][0]["membership"][0]["auc"] > 0.9
+    images = re.findall(r'src="data:image/png;base64,([\w+/=]+)"', page.read_text("utf-8"))
+    assert len(images) == 3
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
 
 
 def quieter(total: Tensor, sigma: float, clip: float, divisor: int, stream: Stream) -> Tensor:

@@ -1,0 +1,66 @@
+"""The audit `membership`: who can tell whether a record is among another node's
+(`node.audit.membership`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from node.audit import Finding, Options, Unfit
+from node.audit.membership import Membership, infer
+from node.experiments.report.tables import Grid
+from node.experiments.resolve import ResolvedRun
+from peer.errors import ConfigurationError
+
+RUNS, FEW = 32, 6
+RECORDS = 100
+
+
+def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
+    """Raises:
+    Unfit: the data are not divided here, or the algorithm sends no whole models.
+    """
+    runs = FEW if options.quick else RUNS
+    options.say(f"membership: the experiment is run {runs} times, with other halves of records")
+    try:
+        results = infer(resolved, runs=runs, records=RECORDS, seed=options.seed)
+    except ConfigurationError as error:
+        raise Unfit(str(error)) from None
+    document = {"membership": [asdict(each) for each in results]}
+    broken = tuple(text for each in results for text in _sentences(each))
+    return [Finding(table=_grid(results), document=document, broken=broken)]
+
+
+def _sentences(result: Membership) -> list[str]:
+    return [
+        f"A watcher ({result.watcher}) recognizes more than {rate.low:.1%} of the records at "
+        f"{rate.false_positives:.1%} false alarms; the run promises at most {rate.bound:.1%}."
+        for rate in result.rates
+        if result.mode == "strict" and rate.low > rate.bound
+    ]
+
+
+def _grid(results: Sequence[Membership]) -> Grid:
+    rows = tuple(
+        (
+            each.watcher,
+            f"{each.auc:.3f}",
+            f"{rate.false_positives:.1%}",
+            f"{rate.true_positives:.1%}",
+            f"{rate.low:.1%} to {rate.high:.1%}",
+            f"{rate.bound:.1%}",
+        )
+        for each in results
+        for rate in each.rates
+    )
+    first = results[0]
+    return Grid(
+        title=f"Membership, mode {first.mode}: whose record is it?",
+        head=("who watches", "AUC", "FPR", "TPR", "95 %", "no attacker more than"),
+        rows=rows,
+        notes=(
+            f"LiRA, {first.runs} runs of the experiment with random halves of {first.records} "
+            "records of one node; the watcher knows all else. AUC 0.5 is chance",
+        ),
+    )
