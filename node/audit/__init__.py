@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
 
 from node.encoding import Json
@@ -42,8 +41,6 @@ class Options:
     """Of what an attacker draws; noise and batches are drawn as in a run."""
     quick: bool = False
     """Fewer repetitions: seconds, and weaker."""
-    folder: Path | None = None
-    """Where an audit may leave files; None: nowhere."""
     say: Callable[[str], None] = no_op
     """Hears what is being attacked."""
 

@@ -68,8 +68,8 @@ def plan(
 
         question = planning.read(file, [*options, *settings])
         question = planning.with_options(question, degree=degree, data=data, limit=limit)
-        privacy_plan = planning.answer(question, progress.update)
         known = planning.known(question, names(curious)) if curious else None
+        privacy_plan = planning.answer(question, progress.update)
     if as_json:
         more = {"knowledge": known.document} if known else {}
         print_json({**planning.document(privacy_plan), **more})
