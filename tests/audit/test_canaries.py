@@ -22,6 +22,7 @@ from node.audit.scores import Scores, weights
 from node.config import ExperimentConfig
 from node.learning.plan import Plan
 from node.privacy import noise
+from node.privacy.ledger import Ledger
 from node.randomness import Stream
 from node.rounds import lockstep
 from peer.errors import ConfigurationError
@@ -92,6 +93,22 @@ def test_twice_the_clip_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listen(made, COALITION).sure_sigma < 0.7 * made.mechanism.sigma
 
 
+def test_a_release_that_is_not_debited_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger claims less than the plan, and what is heard is more than that."""
+    debit = Ledger.debit
+
+    def forgetful(self: Ledger, run: str, t: int, *more: object) -> None:
+        if t % 3 == 0:
+            debit(self, run, t, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "debit", forgetful)
+    made = setting(8, canaries=2500)
+    heard = listen(made, COALITION)
+    assert made.claimed is not None
+    assert heard.spent < 0.8 * made.claimed
+    assert "received is that of ε_total" in refuted(made, heard)
+
+
 def test_who_is_farther_away_sees_less() -> None:
     made = setting(8, canaries=2500)
     near, both, far = (listen(made, each) for each in attackers(made, ()))
@@ -135,7 +152,7 @@ async def test_over_grpc_it_hears_the_same(tmp_path_factory: pytest.TempPathFact
         task = made.canaries()
         by = weights(knowledge(made.plan, curious, rounds), made.target)
         scores = Scores(by, made.side**2)
-        gates = made.gates(task, curious)
+        gates = made.gates(task, curious, Ledger.in_memory())
         start = task.initial_parameters(0)
         algorithms = participants(
             made.plan, gates, curious, scores, layout=task.layout, start=start
