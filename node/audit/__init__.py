@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import torch
+
 from node.encoding import Json
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
@@ -86,6 +88,7 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
             curious node is none of the run's.
     """
     check_names(resolved.plan, options.curious)
+    torch.set_num_threads(1)
     findings: dict[str, Sequence[Finding]] = {}
     for name in only or AUDITS:
         audit = find(name)
