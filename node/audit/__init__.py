@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
+
+import torch
 
 from node.encoding import Json
 from node.experiments.report.tables import Grid
@@ -44,8 +45,6 @@ class Options:
     """Of what an attacker draws; noise and batches are drawn as in a run."""
     quick: bool = False
     """Fewer repetitions: seconds, and weaker."""
-    folder: Path | None = None
-    """Where an audit may leave files; None: nowhere."""
     say: Callable[[str], None] = no_op
     """Hears what is being attacked."""
 
@@ -91,6 +90,7 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
             curious node is none of the run's.
     """
     check_names(resolved.plan, options.curious)
+    torch.set_num_threads(1)
     findings: dict[str, Sequence[Finding]] = {}
     for name in only or AUDITS:
         audit = find(name)

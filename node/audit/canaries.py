@@ -11,7 +11,6 @@ releases; the curious ones add none of their own; and every record of the node i
 Deviations
     * The vector has as many parameters as there are canaries, not the model's. Canaries don't
       depend on the model, and σ is the run's.
-    * The paper's canaries are among other records; here there are no others.
 Not covered
     * What nonlinear scores could see besides, and what follows from the time that answers take.
     * The last round's release, where it is not said to anybody before the run ends.
@@ -20,6 +19,7 @@ Not covered
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import inf, isqrt
@@ -37,7 +37,7 @@ from node.encoding import Json
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
 from node.learning.plan import Plan
-from node.privacy.accountant import Mechanism, epsilon_total
+from node.privacy.accountant import Mechanism, epsilon_pld, epsilon_total
 from node.privacy.calibration import release_mechanism
 from node.privacy.gate import GateConfig, GradientGate, make_gate
 from node.privacy.ledger import Ledger
@@ -77,6 +77,8 @@ class Heard:
     sigma: float
     """The largest noise multiplier with which all releases together would leave scores so far
     apart; the family bound is ε of the run's mechanism with it."""
+    spent: float
+    """ε_total of what the target's ledger has of this run; inf where the mode has none."""
     sure_one_run: float
     sure_sigma: float
     """The same two with FALSE_ALARM as error, which both share."""
@@ -136,8 +138,8 @@ class Setting:
         coins = torch.Generator().manual_seed(self.seed)
         return Canaries(self.side, self.plan.run.privacy.clip, coins)
 
-    def gate(self, task: Task) -> GradientGate:
-        """The target's own, as in a run, with a ledger in memory."""
+    def gate(self, task: Task, ledger: Ledger) -> GradientGate:
+        """The target's own, as in a run."""
         run = self.plan.run
         seed = run.privacy.insecure_seed
         return make_gate(
@@ -152,19 +154,21 @@ class Setting:
                 unit=run.task.unit,
             ),
             task,
-            ledger=None if run.privacy.mode == "none" else Ledger.in_memory(),
+            ledger=ledger,
             keys=Keys.fresh() if seed is None else Keys.insecure(seed, self.target),
         )
 
-    def gates(self, task: Task, curious: Sequence[Peer]) -> Callable[[Peer], Gradients]:
-        """Everybody's."""
+    def gates(
+        self, task: Task, curious: Sequence[Peer], ledger: Ledger
+    ) -> Callable[[Peer], Gradients]:
+        """Everybody's; `ledger`: the target's."""
         privacy, d = self.plan.run.privacy, self.side**2
         std = self.sigma * privacy.clip / privacy.batch
         places = {name: k for k, name in enumerate(sorted(self.plan.neighborhoods))}
 
         def gate(name: Peer) -> Gradients:
             if name == self.target:
-                return self.gate(task)
+                return self.gate(task, ledger)
             return Noise(0.0 if name in curious else std, d, self.seed + 1 + places[name])
 
         return gate
@@ -183,21 +187,28 @@ def listen(setting: Setting, attacker: Attacker) -> Heard:
             f"{', '.join(attacker.nodes)} hears nothing of {setting.target} in {setting.rounds} "
             f"rounds of {plan.run.algorithm.name}, so there is nothing to audit."
         )
-    scores = Scores(by, d)
+    scores, ledger = Scores(by, d), Ledger.in_memory()
     algorithms = participants(
         plan,
-        setting.gates(task, attacker.nodes),
+        setting.gates(task, attacker.nodes, ledger),
         attacker.nodes,
         scores,
         layout=task.layout,
         start=task.initial_parameters(0),
     )
-    lockstep.run(algorithms, plan.neighborhoods, setting.rounds)
-    return heard(setting, attacker, task, scores.total, len(by))
+    with closing(ledger):
+        lockstep.run(algorithms, plan.neighborhoods, setting.rounds)
+        spent = epsilon_pld(ledger.rows(), plan.run.privacy.delta)
+    return heard(setting, attacker, task, scores.total, len(by), spent)
 
 
 def heard(
-    setting: Setting, attacker: Attacker, task: Canaries, total: Tensor, messages: int
+    setting: Setting,
+    attacker: Attacker,
+    task: Canaries,
+    total: Tensor,
+    messages: int,
+    spent: float,
 ) -> Heard:
     """What messages add up to along the axes, float64 [d], and what that allows to say."""
     privacy, mechanism = setting.plan.run.privacy, setting.mechanism
@@ -212,6 +223,7 @@ def heard(
         guesses=best,
         one_run=smallest,
         sigma=sigma,
+        spent=spent,
         sure_one_run=one_run(scores, included, privacy.delta, FALSE_ALARM / 2)[0],
         sure_sigma=spread.largest_sigma(mechanism.rate, releases, FALSE_ALARM / 2),
     )
@@ -252,13 +264,14 @@ def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
 
 
 def refuted(setting: Setting, each: Heard) -> str:
-    """Why this attacker's scores refute what is claimed; empty: they don't."""
-    claimed = setting.claimed
-    if claimed is None:
+    """Why this attacker's scores refute what the plan says, or the ledger if that is less; empty:
+    they don't."""
+    if setting.claimed is None:
         return ""
-    if each.sure_one_run <= claimed and each.sure_sigma >= setting.mechanism.sigma:
-        return ""
+    claimed = min(setting.claimed, each.spent)
     seen = max(each.sure_one_run, setting.epsilon(each.sure_sigma))
+    if seen <= claimed:
+        return ""
     return (
         f"What {each.attacker.title} ({', '.join(each.attacker.nodes)}) received is that of "
         f"ε_total ≥ {seen:.3g} (confidence {1 - FALSE_ALARM:.2%}), and the run claims "
@@ -290,6 +303,7 @@ def document(setting: Setting, results: Sequence[Heard]) -> Json:
                     "one_run": each.one_run,
                     "family": setting.epsilon(each.sigma),
                     "sigma": each.sigma,
+                    "ledger": each.spent,
                 }
                 for each in results
             ],

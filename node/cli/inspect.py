@@ -84,8 +84,8 @@ def plan(
         question = planning.with_options(
             question, degree=degree, data=data, limit=limit, limits=limits
         )
-        privacy_plan = planning.answer(question, progress.update)
         known = planning.known(question, names(curious)) if curious else None
+        privacy_plan = planning.answer(question, progress.update)
     if as_json:
         more = {"knowledge": known.document} if known else {}
         print_json({**plan_shown.document(privacy_plan), **more})
