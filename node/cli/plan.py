@@ -234,7 +234,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             epsilon=Epsilon(total=own.epsilon, link=epsilon_link(mechanism, rounds, privacy.delta)),
             public_validation=run.validation.public,
             insecure_seed=privacy.insecure_seed is not None,
-            warning=warning(privacy, own.epsilon),
+            warning=warning(privacy, run.train, own.epsilon),
         ),
         membership=membership(mechanism, rounds),
         cost=own,

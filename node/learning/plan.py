@@ -133,9 +133,7 @@ class Plan:
     @property
     def warning(self) -> str | None:
         """The warning that accompanies every statement of this run's privacy."""
-        train = self.run.train
-        started = train.start is not None and not train.public_start
-        return warning(self.run.privacy, self.epsilon, started=started)
+        return warning(self.run.privacy, self.run.train, self.epsilon, public=self.algorithm.PUBLIC)
 
 
 def _check_privacy(run: RunConfig, algorithm: type[Algorithm], options: AlgorithmConfig) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from math import sqrt
 
-from node.config import (
-    PrivacySection,
-)
-from node.privacy.accountant import (
-    WEAK,
-)
+from node.config import PrivacySection, TrainSection
+from node.privacy.accountant import WEAK
 
 PAPER_WARNING = (
     "Mode paper follows the papers' own calibration: the clean own gradient enters what is sent, "
@@ -23,7 +19,7 @@ NO_PRIVACY = (
     "Mode none: gradients leave without noise; whoever receives them can reconstruct private "
     "examples."
 )
-
+PUBLIC_ONLY = "Learned from the public validation set alone: nobody's private examples are in it."
 STARTED = (
     "This ε is of this run alone, which starts from a model of an earlier one: the ε of that run "
     "comes on top, and if that had none, there is none."
@@ -74,14 +70,19 @@ def weak(planned: float | None) -> str | None:
 
 
 def warning(
-    config: PrivacySection, planned: float | None = None, *, started: bool = False
+    config: PrivacySection,
+    train: TrainSection,
+    planned: float | None = None,
+    *,
+    public: bool = False,
 ) -> str | None:
-    """The warning that accompanies every statement of privacy if this ε_total is planned.
-    `started`: from a model of an earlier run.
+    """The warning that accompanies every statement of privacy if this ε_total is planned. `public`:
+    no private example is learned from.
     """
+    started = train.start is not None and not train.public_start
     sentences = [
         PAPER_WARNING if config.mode == "paper" else "",
-        NO_PRIVACY if config.mode == "none" else "",
+        (PUBLIC_ONLY if public else NO_PRIVACY) if config.mode == "none" else "",
         SEED_WARNING if config.insecure_seed is not None and config.mode != "none" else "",
         weak(planned) or "",
         STARTED if started and config.mode == "strict" else "",
