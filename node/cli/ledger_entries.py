@@ -142,7 +142,7 @@ def csv_lines(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    yield from text.getvalue().splitlines()
+    yield from text.getvalue().removesuffix("\n").split("\n")
 
 
 def lines(entries: Sequence[Entry]) -> Iterator[str]:

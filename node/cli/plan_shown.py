@@ -77,7 +77,7 @@ def _meaning(plan: PrivacyPlan) -> str:
 def _proposals(plan: PrivacyPlan) -> Table:
     from rich.table import Table
 
-    table = Table("T", "q", "K", "σ", "noise", "examples", "MB", box=None, pad_edge=False)
+    table = Table("T", "q", "B = qn", "K", "σ", "noise", "examples", "MB", box=None, pad_edge=False)
     table.title = (
         f"What else could be done for ε_total ≤ {plan.target:g} with the same compute; noise: "
         "σ/(qn√T), that of all steps together against all that they can move a model"
@@ -87,6 +87,7 @@ def _proposals(plan: PrivacyPlan) -> Table:
         table.add_row(
             str(proposal.rounds),
             f"{proposal.rate:.4g}",
+            str(proposal.batch),
             "–" if proposal.gossip is None else str(proposal.gossip),
             f"{proposal.sigma:.4g}",
             f"{proposal.noise:.3g}",
@@ -94,8 +95,9 @@ def _proposals(plan: PrivacyPlan) -> Table:
             "–" if proposal.megabytes is None else f"{proposal.megabytes:.3g}",
         )
     table.caption = (
-        "The less noise the better, as long as there are rounds enough to learn in; "
-        "peerpoise sweep tells."
+        "Set train.rounds = T, privacy.rate = q, privacy.batch = B (n = B/q has to stay what it "
+        "is) and algorithm.gossip = K. The less noise the better, as long as there are rounds "
+        "enough to learn in; peerpoise sweep tells."
     )
     table.caption_justify = "left"
     return table

@@ -39,6 +39,8 @@ class Limits:
 class Proposal:
     rate: float
     """q."""
+    batch: int
+    """B = qn."""
     rounds: int
     """T."""
     gossip: int | None
@@ -80,6 +82,7 @@ def propose(
         proposals.append(
             Proposal(
                 rate=rate,
+                batch=max(1, round(rate * n)),
                 rounds=rounds,
                 gossip=gossip,
                 sigma=sigma,

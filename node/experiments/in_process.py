@@ -20,6 +20,7 @@ from node.experiments.resolve import ResolvedRun, resolve
 from node.experiments.run_folder import metrics_of_average, save_average, with_average
 from node.figures import document, headline_text
 from node.hooks import no_op
+from node.learning.averaged import last_model
 from node.learning.build import build
 from node.learning.learner import Learner
 from node.maths.mixing import consensus_distance
@@ -124,7 +125,7 @@ class _Recorder:
         rounds, every = self.run.train.rounds, self.run.train.evaluate_every
         apart: dict[str, float] = {}
         if t + 1 == rounds or (every and (t + 1) % every == 0):
-            honest = [it.algorithm.parameters for it in self.learners.values() if not it.attack]
+            honest = [last_model(it.algorithm) for it in self.learners.values() if not it.attack]
             apart["consensus_distance"] = consensus_distance(honest)
             self._evaluate(t)
         for name, learner in self.learners.items():

@@ -151,7 +151,12 @@ def _public(run: RunConfig, rows: Rows) -> tuple[RunConfig, dict[Peer, Rows]]:
 
 def _pooled(run: RunConfig, parts: Mapping[Peer, Rows]) -> tuple[RunConfig, dict[Peer, Rows]]:
     """One node with all data, whose batch is as large as all nodes' together."""
-    privacy = run.privacy.model_copy(update={"batch": run.privacy.batch * len(parts)})
+    most = run.privacy.max_examples
+    larger = {
+        "batch": run.privacy.batch * len(parts),
+        "max_examples": None if most is None else most * len(parts),
+    }
+    privacy = run.privacy.model_copy(update=larger)
     union = partition.union(list(parts.values()))
     return run.model_copy(update={"privacy": privacy}), {"all": union}
 

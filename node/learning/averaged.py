@@ -60,6 +60,11 @@ class Averaged(Algorithm):
         """x̄_i."""
         return self._average
 
+    @property
+    def latest(self) -> Tensor:
+        """x_i."""
+        return self._algorithm.parameters
+
     def span(self, t: int) -> slice:
         return self._algorithm.span(t)
 
@@ -70,6 +75,11 @@ class Averaged(Algorithm):
         yield from self._algorithm.round(t, view)
         beta = min(self._beta, (1 + t) / (10 + t))
         self._average = torch.lerp(self._algorithm.parameters, self._average, beta)
+
+
+def last_model(algorithm: Algorithm) -> Tensor:
+    """x_i, which is exchanged, whatever is evaluated."""
+    return algorithm.latest if isinstance(algorithm, Averaged) else algorithm.parameters
 
 
 def averaged(algorithm: Algorithm) -> Algorithm:

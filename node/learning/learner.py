@@ -21,6 +21,7 @@ from node.config import (
 )
 from node.figures import check_declared, headline
 from node.hooks import no_op
+from node.learning.averaged import last_model
 from node.learning.plan import Plan
 from node.learning.unusable import UnusableRecords
 from node.privacy.accountant import (
@@ -80,7 +81,7 @@ class Learner:
     @property
     def diverged(self) -> bool:
         """Are the own parameters not finite, or beyond the bounds?"""
-        x = self.algorithm.parameters
+        x = last_model(self.algorithm)
         return not summary.norm(x) <= self.bounds.norm(x.numel())
 
     @property

@@ -19,6 +19,10 @@ NO_PRIVACY = (
     "Mode none: gradients leave without noise; whoever receives them can reconstruct private "
     "examples."
 )
+DECLARED = (
+    "It starts from a model that train.public_start declares to be learned from public data alone; "
+    "nothing checks that, and if it is not so, the ε of what it learned from comes on top."
+)
 PUBLIC_ONLY = "Learned from the public validation set alone: nobody's private examples are in it."
 STARTED = (
     "This ε is of this run alone, which starts from a model of an earlier one: the ε of that run "
@@ -79,12 +83,15 @@ def warning(
     """The warning that accompanies every statement of privacy if this ε_total is planned. `public`:
     no private example is learned from.
     """
-    started = train.start is not None and not train.public_start
+    strict, start = config.mode == "strict", ""
+    if train.start is not None and (strict or public):
+        start = DECLARED if train.public_start else STARTED
     sentences = [
         PAPER_WARNING if config.mode == "paper" else "",
-        (PUBLIC_ONLY if public else NO_PRIVACY) if config.mode == "none" else "",
+        NO_PRIVACY if config.mode == "none" and not public else "",
+        PUBLIC_ONLY if public and not start else "",
         SEED_WARNING if config.insecure_seed is not None and config.mode != "none" else "",
         weak(planned) or "",
-        STARTED if started and config.mode == "strict" else "",
+        start,
     ]
     return " ".join(filter(None, sentences)) or None

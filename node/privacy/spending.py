@@ -63,7 +63,7 @@ class RoundEpsilon:
     time: str
     """Of the last entry."""
     debits: int
-    """In this round, by this mechanism."""
+    """In this round or part of one, by this mechanism."""
     mechanism: Mechanism
     of_mechanism: float
     """Of all that was ever released by this mechanism, in any run."""
@@ -73,7 +73,8 @@ class RoundEpsilon:
 
 
 def by_round(entries: Iterable[Entry], delta: float) -> Iterator[RoundEpsilon]:
-    """ε at `delta` after each round, or each mechanism of a round that has several."""
+    """ε at `delta` after each round, or each mechanism of a round that has several; a round whose
+    entries have others between them comes once for each part."""
     spending = Spending()
     for (run, kind, _, mechanism), group in groupby(entries, _round_of):
         of_round = list(group)

@@ -10,7 +10,7 @@ started as ever.
 
 Within `real_starts()` nothing is forked: for tests of a start itself. A fork differs from a start in
 that libraries are loaded already (nothing in its folder, or on PYTHONPATH, can stand in for one or
-be a sitecustomize.py), that umask and process group are the server's, and that an uncaught Ctrl-C
+be a sitecustomize.py), that umask, process group and the seed of hashes are the server's, and that an uncaught Ctrl-C
 ends it with 1. What `peerpoise up` starts is forked in its turn, from a server of its own.
 """
 

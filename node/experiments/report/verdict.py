@@ -6,16 +6,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from node.algorithms import without_noise
+from node.algorithms import find, without_noise
 from node.experiments.report.aggregate import Line, Part, SweepReport
 
 
 def verdict(part: Part) -> str | None:
-    """Which row is best, of those with noise where there are any; None: fewer than two are
-    finished. No row is called so whose rate is at the edge of what was tried.
+    """Which row is best of those that promise the same: in mode strict where there are any, else
+    without noise; None: fewer than two are finished. No row is called so whose rate is at the edge
+    of what was tried, none in mode paper, and none with everybody's data in one place; but public
+    data alone, which cost nobody anything, are compared with all.
     """
     finished = [line for line in part.lines if line.state == "finished" and line.mean]
-    compared = [line for line in finished if line.conditions] or finished
+    possible = [line for line in finished if not _pooled(line) or _public(line)]
+    strict = [line for line in possible if _mode(line) == "strict"]
+    plain = [line for line in possible if _mode(line) == "none"]
+    compared = [*strict, *filter(_public, plain)] if strict else plain
     means = {line.method: line.mean.mean for line in compared if line.mean}
     if len(means) < 2:
         return None
@@ -55,10 +60,26 @@ def costs(report: SweepReport) -> Iterator[Cost]:
     """
     lines = [(part, line) for part in report.parts for line in part.lines]
     finished = [(part, line) for part, line in lines if line.state == "finished" and line.mean]
-    plain = {_method(line): line for _, line in finished if _mode(line) == "none"}
+    plain: dict[str, Line] = {}
+    for _, line in finished:
+        if _mode(line) == "none":
+            plain.setdefault(_method(line), line)
     for part, line in finished:
         if _mode(line) == "strict" and (same := plain.get(_method(line))):
             yield Cost(part=part, noised=line, plain=same)
+
+
+def _pooled(line: Line) -> bool:
+    return find(_algorithm(line)).POOLED
+
+
+def _public(line: Line) -> bool:
+    return find(_algorithm(line)).PUBLIC
+
+
+def _algorithm(line: Line) -> str:
+    name: str = line.records[0]["configuration"]["algorithm"]["name"]
+    return name
 
 
 def _mode(line: Line) -> str:
@@ -68,9 +89,10 @@ def _mode(line: Line) -> str:
 def _method(line: Line) -> str:
     """All that makes a method and its data, as text."""
     config = line.records[0]["configuration"]
-    name = config["algorithm"]["name"]
+    name = _algorithm(line)
     options = {key: value for key, value in config["algorithm"].items() if key != "lr"}
     division = {key: value for key, value in config["experiment"].items() if key != "seed"}
-    same = {key: config[key] for key in ("task", "topology", "validation", "mix")}
+    same = {key: config[key] for key in ("task", "topology", "validation", "mix", "sync")}
+    start = [config["train"].get(key) for key in ("start", "public_start")]
     algorithm = {**options, "name": without_noise(name) or name}
-    return json.dumps([algorithm, division, same], sort_keys=True)
+    return json.dumps([algorithm, division, same, start], sort_keys=True)
