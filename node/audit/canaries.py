@@ -316,9 +316,9 @@ def grid(setting: Setting, results: Sequence[Heard]) -> Grid:
     """For people."""
     claimed, privacy = setting.claimed, setting.plan.run.privacy
     promise = {
-        "strict": f"ε_total = {claimed or 0:.3g} at δ = {privacy.delta:g}, add/remove one",
-        "paper": "no guarantee; the papers' own formula is none",
-        "none": "no privacy",
+        "strict": f"ε_total = {claimed or 0:.3g} at δ = {privacy.delta:g}, add/remove one record",
+        "paper": "no guarantee (an ε by the papers' formula is not one)",
+        "none": "nothing",
     }
     rows = [
         (

@@ -8,7 +8,7 @@ tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from node.audit import Finding, Options, Unfit
@@ -28,11 +28,23 @@ def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
     runs = FEW if options.quick else RUNS
     options.say(f"membership: the experiment is run {runs} times, with other halves of records")
     try:
-        results = infer(resolved, runs=runs, records=RECORDS, seed=options.seed)
+        results = infer(
+            resolved, runs=runs, records=RECORDS, seed=options.seed, progress=_telling(options)
+        )
     except ConfigurationError as error:
         raise Unfit(str(error)) from None
     document = {"membership": [asdict(each) for each in results]}
     return [Finding(table=_grid(results), document=document)]
+
+
+def _telling(options: Options) -> Callable[[int, int], None]:
+    """Says every fourth run."""
+
+    def progress(done: int, runs: int) -> None:
+        if done % 4 == 0:
+            options.say(f"membership: run {done} of {runs} is over")
+
+    return progress
 
 
 def _grid(results: Sequence[Membership]) -> Grid:

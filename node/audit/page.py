@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator
+from datetime import date
 
 import tomli_w
 
-from node.audit import Findings, Picture
+from node.audit import Findings, Options, Picture
 from node.config import ExperimentConfig, drop_none
 from node.encoding import Json
 from node.experiments.report import page
+from node.records.journal import code_version
 
 HELD = "No attack saw more than the run promises. That is no proof: it says what these attacks saw."
+NOTHING = "This run promises nothing (mode {mode}); what the attacks saw is above."
 
 
 def broken(findings: Findings) -> list[str]:
@@ -28,23 +31,31 @@ def document(config: ExperimentConfig, findings: Findings) -> Json:
         "algorithm": config.algorithm.name,
         "mode": config.privacy.mode,
         "failed": broken(findings),
+        "verdict": verdict(config, findings),
         "audits": {name: [it.document for it in each] for name, each in findings.items()},
     }
 
 
-def html_page(config: ExperimentConfig, findings: Findings) -> str:
+def html_page(config: ExperimentConfig, findings: Findings, options: Options) -> str:
     """The whole file."""
-    return page.framed(f"Audit of {config.run.name}", "".join(_parts(config, findings)))
+    parts = "".join(_parts(config, findings, options))
+    return page.framed(f"Audit of {config.run.name}", parts)
 
 
-def verdict(findings: Findings) -> str:
+def verdict(config: ExperimentConfig, findings: Findings) -> str:
     """In a sentence or some."""
     reasons = broken(findings)
-    return f"FAILED: {' '.join(reasons)}" if reasons else HELD
+    if reasons:
+        return f"FAILED: {' '.join(reasons)}"
+    mode = config.privacy.mode
+    return HELD if mode == "strict" else NOTHING.format(mode=mode)
 
 
-def _parts(config: ExperimentConfig, findings: Findings) -> Iterator[str]:
-    yield f"<p>{page.escape(verdict(findings))}</p>\n"
+def _parts(config: ExperimentConfig, findings: Findings, options: Options) -> Iterator[str]:
+    yield f"<p>{page.escape(verdict(config, findings))}</p>\n"
+    made = f"Made on {date.today()} with peerpoise {code_version()}, seed {options.seed}"
+    yield f"<p>{page.escape(made)}{', quick and weaker' if options.quick else ''}: "
+    yield f"{page.escape(', '.join(findings))}.</p>\n"
     for each in findings.values():
         for finding in each:
             yield page.table(finding.table)

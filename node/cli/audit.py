@@ -13,7 +13,7 @@ import typer
 
 from node.cli.options import Curious, Json, Settings, names
 from node.observability.output import print_json
-from peer.errors import EXIT_BROKEN, EXIT_OK
+from peer.errors import EXIT_BROKEN, EXIT_OK, ConfigurationError
 
 app = typer.Typer()
 
@@ -53,10 +53,12 @@ def audit(
 
     from node import audit as auditing
     from node.audit import page
-    from node.config import ExperimentConfig, load
+    from node.config import ExperimentConfig, detect_config, load
     from node.experiments.report import files, tables
     from node.experiments.resolve import resolve
 
+    if detect_config(file) is not ExperimentConfig:
+        raise ConfigurationError(f"{file} is a node's file; name the run's, an experiment.")
     config = load(ExperimentConfig, [file], settings)
     options = auditing.Options(
         curious=names(curious),
@@ -68,7 +70,8 @@ def audit(
     )
     findings = auditing.run(resolve(config), only, options)
     if out is not None:
-        files.put(out, page.html_page(config, findings).encode())
+        files.put(out, page.html_page(config, findings, options).encode())
+        print(f"The page is {out}.", file=sys.stderr)
     if as_json:
         print_json(page.document(config, findings))
     else:
@@ -77,5 +80,5 @@ def audit(
             console = Console(highlight=False, width=WIDE)
         for finding in chain.from_iterable(findings.values()):
             console.print(tables.rich(finding.table), "")
-        console.print(page.verdict(findings), markup=False, soft_wrap=True)
+        console.print(page.verdict(config, findings), markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)

@@ -100,7 +100,7 @@ def export(
     """Print all entries of a ledger, or ε round by round, as CSV.
 
     ε is that of each mechanism, of each run, and of the life of the data, by Rényi divergence, as
-    in status: 8 to 17 % above the figures of peerpoise budget. Daemons may run meanwhile.
+    in status: 8 to 25 % above the figures of peerpoise budget. Daemons may run meanwhile.
     """
     from node.cli import ledger_entries
     from node.privacy.ledger import Ledger

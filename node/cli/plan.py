@@ -128,6 +128,9 @@ class Question:
     budget: BudgetSection = field(default_factory=lambda: BudgetSection(epsilon="unlimited"))
 
 
+TARGETS = ("privacy.epsilon=", "privacy.sigma=")
+
+
 def read(file: Path | None, settings: Sequence[str]) -> Question:
     """From an experiment, a run.toml (with its roster.json beside it), a node.toml (with all it
     names), or nothing.
@@ -136,6 +139,8 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
         ConfigurationError, IdentityError: one sentence.
     """
     if file is None:
+        if not any(setting.startswith(TARGETS) for setting in settings):
+            raise ConfigurationError("Name a FILE, or a target by --epsilon or --sigma.")
         config = load(ExperimentConfig, [], ["task.data=own", "privacy.mode=strict", *settings])
         return Question(run=config, names=config.experiment.names)
     if detect_config(file) is ExperimentConfig:
