@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from kit.sweeps import TINY, keep
-from node.experiments.report import aggregate, files, page, plots, tables
+from node.experiments.report import aggregate, files, page, plots, tables, verdict
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load
 
@@ -430,3 +430,41 @@ privacy = { mode = "strict", epsilon = 8.0, delta = 1e-3, rate = 0.2, batch = 50
     grid = tables.cost_of_privacy(aggregate.collect(sweep, folder))
     assert grid is not None
     assert grid.rows == (("dp-dmsgd", "private", "72.5 ± 0.0", "60.0 ± 0.0", "12.5"),)
+
+
+def test_the_best_row_promises_what_the_others_do_and_public_data_alone_compete(tmp_path):
+    text = """
+[train]
+rounds = 4
+[privacy]
+mode = "strict"
+epsilon = 8.0
+delta = 1e-3
+rate = 0.2
+batch = 50
+[validation]
+size = 50
+[experiment]
+nodes = 4
+[sweep]
+algorithms = ["dpdl", "dp-dmsgd", "dp-centralized"]
+rates = [0.1]
+[sweep.methods."dpdl, paper mode"]
+algorithm.name = "dpdl"
+privacy.mode = "paper"
+[sweep.methods.public]
+privacy.mode = "none"
+[sweep.settings.all]
+"""
+    reached = {"dpdl": 0.7, "dp-dmsgd": 0.6, "dp-centralized": 0.9, "dpdl, paper mode": 0.8}
+    file = tmp_path / "best.toml"
+    file.write_text(text, encoding="utf-8")
+    for public, best in ((0.75, "Best: public."), (0.5, "Best: dpdl.")):
+        sweep, folder = load(file), Folder(tmp_path / best)
+        for row in sweep.rows:
+            mode = {"public": "none", "dpdl, paper mode": "paper"}.get(row.method, "strict")
+            summary = SUMMARY if mode == "none" else private(8.0, mode=mode)
+            for trial in row.final(0.1):
+                keep(folder, trial, {**reached, "public": public}[row.method], summary=summary)
+        [part] = aggregate.collect(sweep, folder).parts
+        assert verdict.verdict(part) == best

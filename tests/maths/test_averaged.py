@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kit.toys import Listened, cluster, results
+from node.learning.averaged import last_model
 from node.records import checkpoint
 from node.rounds import lockstep
 
@@ -54,3 +55,11 @@ def test_a_checkpoint_holds_the_average_beside_the_model(tmp_path):
     fresh["n0"].state = loaded.state
     assert torch.equal(fresh["n0"].parameters, nodes["n0"].parameters)
     assert torch.equal(fresh["n0"].state.of["x"], nodes["n0"].state.of["x"])
+
+
+def test_it_is_the_last_model_that_may_have_diverged():
+    nodes, _ = played(average=BETA)
+    plain, _ = played()
+    for name, each in nodes.items():
+        assert torch.equal(last_model(each), plain[name].parameters)
+        assert torch.equal(last_model(plain[name]), plain[name].parameters)

@@ -10,7 +10,7 @@ from node.config import AlgorithmSection, ExperimentConfig, PrivacySection
 from node.experiments.in_process import simulate
 from node.experiments.resolve import resolve
 from node.learning.build import build
-from node.learning.warnings import STARTED
+from node.learning.warnings import DECLARED, PUBLIC_ONLY, STARTED
 from node.privacy.ledger import Ledger
 from node.records import checkpoint
 from node.rounds import lockstep
@@ -127,7 +127,11 @@ def test_what_public_learned_starts_a_run_and_adds_no_epsilon(tmp_path):
         assert torch.equal(learner.algorithm.parameters, x)
         assert len(resolved.run.train.start_digest) == 64
         warned[declared] = STARTED in (resolved.plan.warning or "")
+        assert (DECLARED in (resolved.plan.warning or "")) == declared
     assert warned == {False: True, True: False}
+    from_private = resolve(public(start=model))
+    assert from_private.plan.warning == STARTED, "it does not say: nobody's private examples"
+    assert resolve(public()).plan.warning == PUBLIC_ONLY
 
 
 def test_public_is_refused_where_there_is_nothing_public_or_something_private():
