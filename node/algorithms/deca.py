@@ -9,7 +9,7 @@ at θ, r: steps in the block so far.
     m̂ = m½/(1 − a₁^{r+1}) ;  v̂ = v½/(1 − a₂^{r+1})                                    (5)
     θ½ = θ(1 − γλ) − γ m̂/(√v̂ + ε)                                                     (6)
     θ⁺ = Σ_j w_ij θ½_j                                                                (7)
-         (as θ½ + Σ_j w_ij (θ½_j − θ½): where all agree, h is the own step and nothing of rounding)
+         (by differences of the θ½: where all agree, h is the own step and nothing of rounding)
     h: the discrepancy between θ and θ⁺                                               (8)  `bma`
     m = b₁m½ + (1 − b₁)h ;  v = b₂v½ + (1 − b₂)h²                                     (9)
 

@@ -1,11 +1,11 @@
 """Weighted sums over a neighborhood, and which edges of it are mixed.
 
-`fold` is the one elementary step of an average and sorted peers the one order, for every driver:
-whole vectors and frames of them, folded in this order, give the same bits (each element is a chain
-of the same operations, wherever it lies in a frame). Bits may differ between processors of
-different kinds (fused multiply-add), never between drivers.
+`average_into` is the one way to average and sorted peers the one order, for every driver: whole
+vectors and frames of them, added in this order, give the same bits (each element is a chain of the
+same operations, wherever it lies in a frame). Bits may differ between processors of different kinds
+(fused multiply-add), never between drivers.
 
-Differences are folded, so where all nodes agree an average is exactly what they agree on. As
+Differences are added, so where all nodes agree an average is exactly what they agree on. As
 Σ_j w_j x_j it would be off by rounding, which signals such as DECA's (8) turn into whole steps.
 """
 
@@ -39,22 +39,24 @@ def accumulate(into: Tensor, x: Tensor, weight: float) -> None:
     into.add_(x.to(into.dtype), alpha=weight)
 
 
-def fold(average: Tensor, own: Tensor, x: Tensor, weight: float) -> None:
-    """average += weight·(x − own), in place; all [n], whole vectors or one frame of them."""
-    pieces = zip(*(torch.split(each, BLOCK) for each in (average, own, x)), strict=True)
-    for into, mine, theirs in pieces:
-        into.add_(theirs.to(into.dtype) - mine, alpha=weight)
-
-
-def average(me: Peer, weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -> Tensor:
-    """x_me + Σ_j w_j (x_j − x_me), which is Σ_j w_j x_j as a row sums to 1; every x_j is [d]. The
-    vectors are left as they are.
+def average_into(
+    average: Tensor, weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]
+) -> None:
+    """average ← x_a + Σ_j w_j (x_j − x_a), in place; all [n], whole vectors or one frame of them.
+    a: the first peer that counts, so nodes that mix the same have the same bits.
     """
-    own = vectors[me]
-    result = accumulator(own).copy_(own)
-    for peer in sorted(weight):
-        if peer != me:
-            fold(result, own, vectors[peer], weight[peer])
+    first, *others = (peer for peer in sorted(weight) if weight[peer])
+    average.copy_(vectors[first])
+    for peer in others:
+        three = (average, vectors[first], vectors[peer])
+        for into, x_a, x_j in zip(*(torch.split(each, BLOCK) for each in three), strict=True):
+            into.add_(x_j.to(into.dtype) - x_a, alpha=weight[peer])
+
+
+def average(weight: Mapping[Peer, float], vectors: Mapping[Peer, Tensor]) -> Tensor:
+    """Σ_j w_j x_j by a row that sums to 1; every x_j is [d]. The vectors are left as they are."""
+    result = accumulator(next(iter(vectors.values())))
+    average_into(result, weight, vectors)
     return result
 
 

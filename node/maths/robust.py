@@ -27,7 +27,6 @@ Deviations
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -51,7 +50,7 @@ BLOCK = 1 << 14
 
 def mean(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
     """Σ_j w_ij x_j."""
-    return average(me, weight, vectors)
+    return average(weight, vectors)
 
 
 def median(weight: Mapping[Peer, float], vectors: Vectors, me: Peer, mix: MixSection) -> Tensor:
@@ -129,7 +128,7 @@ def rule_of(
 ) -> Callable[[Mapping[Peer, float], Vectors], Tensor]:
     """The rule of this Mix at this node."""
     own = verb.weights is not None and verb.rule == "mean"
-    return partial(average, me) if own else rule_for(verb.rule, mix, me)
+    return average if own else rule_for(verb.rule, mix, me)
 
 
 def rule_for(

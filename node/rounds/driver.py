@@ -21,8 +21,8 @@ from node.maths.mixing import (
     AggregationRule,
     accumulator,
     agreed,
+    average_into,
     consensus_distance,
-    fold,
     mixed,
     mixing_row,
 )
@@ -313,8 +313,8 @@ class Driver:
                 weight[me] += sum(weight.pop(peer) for peer in sorted(gone))
             place = slice(offset // size, (offset + length) // size)
             frame = {peer: phase.streams[peer].take() for peer in partners}
-            own = outgoing.flat[place]
-            await self.compute.run(_fold_frame, into[place], own, dict(weight), frame)
+            frame[me] = outgoing.flat[place]
+            await self.compute.run(average_into, into[place], dict(weight), frame)
         await self.waiting.until(partners, phase.served.__contains__, phase.came)
         self._close(phase)
         self.heard = partners
@@ -431,11 +431,3 @@ def _mixed(
         peer: float(distance(x, parameters[me])) for peer, x in parameters.items() if peer != me
     }
     return mixed(weight, payloads, rule), consensus_distance([*parameters.values()]), apart
-
-
-def _fold_frame(
-    into: Tensor, own: Tensor, weight: Mapping[Peer, float], frames: Mapping[Peer, Tensor]
-) -> None:
-    into.copy_(own)
-    for peer in sorted(frames):
-        fold(into, own, frames[peer], weight[peer])

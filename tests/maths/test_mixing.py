@@ -8,8 +8,8 @@ from node.maths.mixing import (
     accumulator,
     agreed,
     average,
+    average_into,
     consensus_distance,
-    fold,
     materialize,
     mixed,
     weighted_sum,
@@ -57,12 +57,12 @@ def test_frames_folded_as_they_come_give_the_bits_of_whole_messages(dtype):
         d = chance.randint(1, 3000)
         weight = {name: chance.random() for name in "abcd"}
         x = {name: normal(97 * trial + k, d, dtype=dtype) for k, name in enumerate(weight)}
-        acc = accumulator(x["b"]).copy_(x["b"])
+        acc = accumulator(x["a"])
         cuts = [0, *sorted(chance.sample(range(d), min(d, 4))), d]
         for start, stop in chance.sample(list(itertools.pairwise(cuts)), len(cuts) - 1):
-            for name in "acd":
-                fold(acc[start:stop], x["b"][start:stop], x[name][start:stop], weight[name])
-        assert torch.equal(acc, average("b", weight, x))
+            frame = {name: each[start:stop] for name, each in x.items()}
+            average_into(acc[start:stop], weight, frame)
+        assert torch.equal(acc, average(weight, x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -74,12 +74,17 @@ def test_an_average_is_the_sum_and_of_equal_vectors_exactly_each_of_them(dtype):
         weight = {name: share / sum(shares.values()) for name, share in shares.items()}
         x = {name: normal(31 * trial + k, 500, dtype=dtype) for k, name in enumerate(weight)}
         plain = sum(weight[name] * x[name].double() for name in weight)
-        torch.testing.assert_close(average("c", weight, x).double(), plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(average(weight, x).double(), plain, rtol=1e-5, atol=1e-6)
         alike = dict.fromkeys(weight, x["a"])
         exactly = x["a"].to(torch.promote_types(dtype, torch.float32))
-        assert torch.equal(average("c", weight, alike), exactly)
+        assert torch.equal(average(weight, alike), exactly)
         unequal += not torch.equal(weighted_sum(weight, alike), exactly)
     assert unequal > 10, "power: a sum of products is off by rounding"
+
+
+def test_who_alone_counts_is_the_average_whatever_the_others_are():
+    x = {"a": torch.full((3,), float("inf")), "b": normal(1, 3), "c": normal(2, 3)}
+    assert torch.equal(average({"a": 0.0, "b": 1.0, "c": 0.0}, x), x["b"])
 
 
 def test_half_widths_are_summed_in_float32():
