@@ -118,6 +118,7 @@ def test_example(peerpoise: Call, tmp_path: Path, example: Path) -> None:
 
 @pytest.mark.cluster
 @examples(*AS_CLUSTERS)
+@pytest.mark.long
 def test_example_as_a_cluster(peerpoise: Call, tmp_path: Path, example: Path) -> None:
     one = run("simulate", peerpoise, example, tmp_path / "simulated", fewer=True)
     other = run("up", peerpoise, example, tmp_path / "up", fewer=True)
@@ -145,6 +146,7 @@ def assert_folder(folder: Path, found: dict[str, Any]) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_baseline_stands_beside(peerpoise: Call, tmp_path: Path) -> None:
     quickstart = ROOT / "deploy" / "examples" / "quickstart.toml"
     result = peerpoise("up", quickstart, *SHORT, "--folder", tmp_path / "run", "--baseline")

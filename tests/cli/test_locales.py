@@ -115,6 +115,7 @@ def test_a_name_that_the_locale_lacks_is_a_sentence(
 
 @pytest.mark.cluster
 @under("gbk", long=("latin-1",))
+@pytest.mark.long
 def test_daemons_write_utf_8(encoding: str, experiment: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     printed(encoding, "up", experiment, "--folder", folder)

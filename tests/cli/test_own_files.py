@@ -58,6 +58,7 @@ def test_each_node_learns_from_its_own_file(here: Path, peerpoise: Call) -> None
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_daemons_learn_the_same(here: Path, peerpoise: Call) -> None:
     arguments = ["tables.toml", *options("a", "b"), *SEEDED, "--json"]
     by_daemons = peerpoise("up", *arguments, "--folder", "up")

@@ -138,6 +138,7 @@ def commands() -> Iterator[str]:
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
+@pytest.mark.long
 async def test_killed_while_it_answers_it_returns_and_nobody_is_convicted(cluster: Any) -> None:
     """Its chain of commitments goes on from its checkpoint, and it is audited again."""
     endless = {**SETTINGS, "rounds": 100_000, "sync": {"deadline_s": 20.0}}

@@ -171,6 +171,7 @@ def test_whole_rounds_on_a_language_model_take_no_more(name, factor):
     ],
     ids=str,
 )
+@pytest.mark.long
 def test_the_trivial_signal_and_mixing_less_often_take_more(monkeypatch, options, factor):
     """As much as a host is said to need, and a node asks for before it starts."""
     m, held = 2 * LARGE[0] * LARGE[1], peak("deca", *LARGE, **options)
@@ -223,6 +224,7 @@ def needed(policies=None, **options):
     ],
     ids=["clipping", "multi_krum", "median", "trimmed_mean", "quorum"],
 )
+@pytest.mark.long
 def test_without_streaming_the_neighbors_blocks_are_held_too(monkeypatch, policies, wire):
     """Of this round, not those of rounds before, and without the collector; and a node asks for
     room for them.

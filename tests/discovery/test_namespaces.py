@@ -83,6 +83,7 @@ async def test_by_mdns_alone(tmp_path: Path) -> None:
     assert nothing_left()
 
 
+@pytest.mark.long
 async def test_by_one_address_and_peer_exchange(tmp_path: Path) -> None:
     """n0's address is known, by a host name. In the ring n2 and n3 are no neighbors of it, and
     learn from it, too.

@@ -251,6 +251,7 @@ def test_what_a_user_names_is_no_markup(tiny, tmp_path):
     assert "&lt;b&gt;A &amp; B&lt;/b&gt;" in made
 
 
+@pytest.mark.long
 def test_plots_are_the_same_bytes_again(swept):
     """In another process with another hash seed, too: no dates, no random ids."""
     program = f"""

@@ -104,6 +104,7 @@ async def test_power_without_tokens_it_is_served_as_fast_as_it_calls(
 @pytest.mark.parametrize(
     "kinds", [(*COST,) if LONG else ("refused",)], ids=["long" if LONG else "short"]
 )
+@pytest.mark.long
 async def test_rounds_cost_what_they_cost_at_rest(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     """n2 is a neighbor of n0's and n1's that never starts; its certificate blasts at n0."""
     start = {"timeout_s": 5.0, "min_neighbors": 1}

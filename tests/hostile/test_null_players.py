@@ -51,6 +51,7 @@ def played(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ring", pytest.param("full", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_free_riders_weigh_their_share_at_most_and_learning_goes_on(
     tmp_path: Path, kind: str
 ) -> None:

@@ -116,6 +116,7 @@ def test_peers_differ_by_the_noise_and_it_is_drawn_anew_every_round() -> None:
     assert abs(float(torch.corrcoef(torch.stack(answers[0]))[0, 1])) < 0.1
 
 
+@pytest.mark.long
 def test_without_privacy_that_is_said_everywhere(tmp_path: Path) -> None:
     """Mode none is loud: in each node's journal and summary and in the whole run's. Mode strict has
     nothing to say.

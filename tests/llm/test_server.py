@@ -115,6 +115,7 @@ def drawn_here(one: LanguagePolicy, x: torch.Tensor, config: GrpoRunConfig) -> C
     return padded(answers, sampling)
 
 
+@pytest.mark.long
 def test_answers_follow_the_models_distribution(
     task: Any, x: torch.Tensor, server: Running
 ) -> None:
@@ -183,6 +184,7 @@ def test_weights_are_those_of_importance_and_can_be_left_out(
     )
 
 
+@pytest.mark.long
 def test_a_server_that_is_far_away_is_one_warning(
     task: Any, x: torch.Tensor, server: Running
 ) -> None:
@@ -240,6 +242,7 @@ def test_a_server_that_is_not_there_is_one_sentence(task: Any, x: torch.Tensor) 
             policy(task, section).rollouts(x, CONFIG, 0, 0)
 
 
+@pytest.mark.long
 def test_a_server_that_takes_too_long_is_one_sentence(
     task: Any, x: torch.Tensor, server: Running
 ) -> None:
@@ -272,6 +275,7 @@ async def until_progress(compute: Compute, least: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.long
 async def test_a_daemon_that_stops_does_not_wait_for_the_server(
     task: Any, x: torch.Tensor, server: Running
 ) -> None:

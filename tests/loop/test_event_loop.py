@@ -91,6 +91,7 @@ def test_heartbeat_while_training(tmp_path: Path) -> None:
     best_of_three(tmp_path, TRAINING, moving=False)
 
 
+@pytest.mark.long
 def test_heartbeat_during_bulk_transfers(tmp_path: Path) -> None:
     best_of_three(tmp_path, BULK, moving=True)
 

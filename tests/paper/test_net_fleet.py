@@ -76,7 +76,7 @@ def test_it_is_the_reference(mix_steps):
     assert np.abs(found - reference(50, not mix_steps)).max() > 1e-3
 
 
-@pytest.mark.parametrize("restart", [0, 1, 7])
+@pytest.mark.parametrize("restart", [pytest.param(0, marks=pytest.mark.long), 1, 7])
 def test_with_a_constant_step_all_reach_the_optimum_of_the_mean(restart):
     """What D-PSGD does not on data that differ: the point of the method."""
     best = (CURVE * OPTIMUM).sum(0) / CURVE.sum(0)

@@ -144,7 +144,7 @@ def test_the_rows_are_theirs(kind: str, tmp_path: Path) -> None:
         assert persons_of(task) == expected
 
 
-@pytest.mark.parametrize("backend", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("vmap", marks=pytest.mark.long), "loop"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sum_is_that_of_a_loop_over_persons(kind: str, backend: Any, tmp_path: Path) -> None:
     run, task = KINDS[kind](tmp_path)
