@@ -274,7 +274,7 @@ def test_budget_of_all_ledgers_and_of_none(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "either epsilon"),
+        ([], "Name a FILE, or a target"),
         (["--epsilon", "8", "--sigma", "2"], "not both"),
         (["--epsilon", "8", "--graph", "moon"], "Unknown topology 'moon'"),
         (["--epsilon", "8", "--set", "privacy.mode=none"], "no ε to plan"),
