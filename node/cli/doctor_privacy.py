@@ -31,7 +31,7 @@ def of_run(plan: Plan, budget: BudgetSection) -> Iterator[Finding]:
         yield warning("privacy", text, "ask who writes run.toml for more noise, or leave this run")
     if privacy.mode != "none" and not budget.experiment and privacy.delta != budget.delta:
         text = f"ε of the run is at δ = {privacy.delta:g}, that of its data at {budget.delta:g}"
-        do = f"set budget.delta = {privacy.delta:g}, to compare them"
+        do = "compare neither; budget.delta is yours: at a larger one earlier runs count for less"
         yield warning("privacy", text, do)
 
 
@@ -42,12 +42,14 @@ def of_data(plan: Plan, node: NodeConfig, task: Task, n: int) -> Iterator[Findin
     privacy, d = plan.run.privacy, task.layout.size
     sigma = plan.sigma(d) if privacy.mode == "strict" else 0.0
     if sigma:
-        loose = loose_delta(privacy.delta, n)
+        loose = loose_delta(privacy.delta, n, plan.run.task.unit)
         noise = hopeless(privacy, sigma=sigma, d=d, examples=n)
         for text in filter(None, (loose, noise)):
             yield warning("privacy", text, WRITER)
     if node.budget.experiment or plan.run.task.data != "own":
         return
+    if privacy.mode != "none" and (loose := loose_delta(node.budget.delta, n, plan.run.task.unit)):
+        yield warning("budget", loose, "set budget.delta in node.toml to what earlier runs had")
     try:
         yield from _known(plan, node, task)
         if sigma:

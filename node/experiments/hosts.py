@@ -295,13 +295,14 @@ def _with_test(node: NodeConfig, tests: Mapping[str, str]) -> NodeConfig:
 
 def _budget(plan: Plan, *, first: bool) -> BudgetSection:
     """What own data may spend, until their owner says otherwise: this run, and no second one. Of a
-    second run the owner is asked: pack does not know what the data have spent.
+    second run the owner is asked: pack does not know what the data have spent. Its δ is not
+    written for them either: at a larger one what they have spent counts for less.
     """
     privacy, planned = plan.run.privacy, plan.epsilon
     if planned is None or not math.isfinite(planned) or privacy.insecure_seed is not None:
         return BudgetSection(epsilon="unlimited")  # no number could be kept
     if not first:
-        return BudgetSection(delta=privacy.delta)
+        return BudgetSection()
     if privacy.epsilon is None:
         planned *= 1.02  # the grid of the noise
         digit = 10.0 ** (math.floor(math.log10(planned)) - 2)

@@ -43,12 +43,13 @@ START = "start.safetensors"
 """What `train.start` is called beside run.toml."""
 ASKED = (
     "Write budget.epsilon into node.toml before you start: what these data may give away in all "
-    "runs together, earlier ones included (peerpoise budget NAME says what is spent)."
+    "runs together, earlier ones included (peerpoise budget NAME says what is spent); and "
+    "budget.delta, as in earlier runs, if that was not 1e-5."
 )
 BUDGET_NOTE = {
-    "budget": "epsilon: what these data may ever give away, in all runs together. pack wrote "
-    "what this run is planned "
-    'to spend; it is for the owner of the data to change. "unlimited": run.toml decides.'
+    "budget": "epsilon, at this delta: what these data may ever give away, in all runs together. "
+    "pack wrote what this run is planned to spend, at its own delta; both are for the owner of the "
+    'data to change. "unlimited": run.toml decides.'
 }
 
 

@@ -35,13 +35,14 @@ HOPELESS = 10.0
 accuracy of .84 at 3, .43 at 12 and .15 at 49 times (.94 with little noise, .10 by chance)."""
 
 
-def loose_delta(delta: float, examples: float) -> str | None:
-    """What must be said of a δ with which giving one of so many examples away whole would keep any
-    ε; None: it is smaller than that."""
+def loose_delta(delta: float, examples: float, unit: str = "") -> str | None:
+    """What must be said of a δ with which giving one of so many examples, or values of `unit`, away
+    whole would keep any ε; None: it is smaller than that."""
     if delta * examples < 1:
         return None
+    what = f"values of {unit}" if unit else "examples"
     return (
-        f"δ = {delta:g} is not below 1/n for n = {examples:.0f} examples: publishing one of them "
+        f"δ = {delta:g} is not below 1/n for n = {examples:.0f} {what}: publishing one of them "
         "at random would satisfy it; set it to a tenth of 1/n or less."
     )
 

@@ -70,9 +70,9 @@ def test_what_pack_writes_allows_this_run_and_no_second_one(
     home = packed(peerpoise, experiment, tmp_path / "out", *HARMLESS)
     node = load(NodeConfig, [home / "node.toml"], environ={})
     assert isinstance(node.budget.epsilon, float)
-    assert "# epsilon: what these data may ever give away" in (home / "node.toml").read_text(
-        encoding="utf-8"
-    )
+    assert "# epsilon, at this delta: what these data may ever give away" in (
+        home / "node.toml"
+    ).read_text(encoding="utf-8")
     assert f"ε_total {node.budget.epsilon:g}" in (home / "README.txt").read_text(encoding="utf-8")
     assert run(peerpoise, home)[0] == 0
     found = json.loads((home / "state" / "summary.json").read_text())["privacy"]["epsilon"]["total"]
@@ -87,6 +87,23 @@ def test_a_target_is_what_pack_writes(peerpoise: Call, experiment: Path, tmp_pat
         NodeConfig, [packed(peerpoise, experiment, tmp_path / "out") / "node.toml"], environ={}
     )
     assert (node.budget.limit, node.budget.delta) == (8.0, 1e-3)
+
+
+def test_of_a_second_run_the_owner_is_asked_for_epsilon_and_no_delta_is_written(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    """At a δ that the author of run.toml chose, what the data have spent could count for next to
+    nothing.
+    """
+    packed(peerpoise, experiment, tmp_path / "out")
+    host = ("--host", "a=127.0.0.1:7443", "--data", "a=ward:data.npz", "--out", tmp_path / "second")
+    known = ("--federation", tmp_path / "out" / "federation")
+    lax = options("task.data=own", "privacy.delta=0.9")
+    assert peerpoise("pack", experiment, *host, *known, *lax).code == 0
+    written = (tmp_path / "second" / "a" / "node.toml").read_text(encoding="utf-8")
+    budget = load(NodeConfig, [tmp_path / "second" / "a" / "node.toml"], environ={}).budget
+    assert (budget.epsilon, budget.delta) == (None, 1e-5)
+    assert "budget.delta, as in earlier runs" in " ".join(written.replace("#", "").split())
 
 
 @pytest.mark.parametrize(
