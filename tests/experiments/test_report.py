@@ -16,9 +16,10 @@ import pytest
 from pyarrow import parquet
 
 from kit.sweeps import TINY, keep
-from node.experiments.report import aggregate, files, page, plots, tables, verdict
+from node.experiments.report import aggregate, files, page, plots, spreads, tables, verdict
 from node.experiments.sweep.folder import Folder
 from node.experiments.sweep.grid import load
+from node.figures import Metric
 
 SUMMARY = {
     "algorithm": "dmsgd",
@@ -469,3 +470,16 @@ privacy.mode = "none"
                 keep(folder, trial, {**reached, "public": public}[row.method], summary=summary)
         [part] = aggregate.collect(sweep, folder).parts
         assert verdict.verdict(part) == best
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "text"),
+    [
+        (Metric("accuracy", unit="ratio"), (0.8231, 0.0041), "82.3 ± 0.4"),
+        (Metric("auc"), (0.8231, 0.0041), "0.823 ± 0.004"),
+        (Metric("perplexity"), (28.64, 0.512), "28.6 ± 0.5"),
+    ],
+    ids=str,
+)
+def test_a_metric_has_as_many_digits_as_tell_something(metric, values, text):
+    assert spreads.shown(aggregate.Spread(*values), metric) == text

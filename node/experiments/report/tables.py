@@ -55,7 +55,7 @@ def cost_of_privacy(report: SweepReport) -> Grid | None:
             cost.part.title,
             shown(cost.plain.mean, cost.part.headline),
             shown(cost.noised.mean, cost.part.headline),
-            f"{cost.points:.1f}",
+            number(cost.worse, cost.part.headline, beside=cost.plain.mean and cost.plain.mean.mean),
         )
         for cost in costs(report)
     )

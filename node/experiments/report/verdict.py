@@ -45,13 +45,12 @@ class Cost:
     plain: Line
 
     @property
-    def points(self) -> float:
-        """How much worse it is for its noise, in the headline as tables show it."""
+    def worse(self) -> float:
+        """By how much the headline is worse for its noise."""
         assert self.noised.mean
         assert self.plain.mean
-        metric = self.part.headline
-        worse = metric.scale * (self.plain.mean.mean - self.noised.mean.mean)
-        return worse if metric.higher_is_better else -worse
+        difference = self.plain.mean.mean - self.noised.mean.mean
+        return difference if self.part.headline.higher_is_better else -difference
 
 
 def costs(report: SweepReport) -> Iterator[Cost]:
