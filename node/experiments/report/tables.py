@@ -137,7 +137,7 @@ def setting(part: Part) -> Grid:
     if any(line.weighed(attackers=True) for line in part.lines):
         columns.append(("weight of attackers / others, in w", _weights))
     columns += [
-        ("MB sent per node", lambda line: "" if line.bytes is None else f"{line.bytes / 1e6:,.1f}"),
+        ("MB sent per node", lambda line: "" if line.bytes is None else _megabytes(line.bytes)),
         ("seconds", _seconds),
         ("seeds", lambda line: f"{len(line.records)}/{len(line.row.seeds)}"),
     ]
@@ -186,6 +186,10 @@ class _Budgets:
 def _rate(line: Line) -> str:
     """Marked if it is at the edge of what was tried."""
     return figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")
+
+
+def _megabytes(sent: float) -> str:
+    return f"{sent / 1e6:,.1f}" if sent >= 1e6 or not sent else f"{sent / 1e6:.2g}"
 
 
 def _seconds(line: Line) -> str:
