@@ -50,6 +50,7 @@ class State:
 
 class Local(Algorithm):
     Config = SgdConfig
+    SILENT = True
     config: SgdConfig
     state: State
 

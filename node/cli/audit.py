@@ -53,13 +53,17 @@ def audit(
 
     from node import audit as auditing
     from node.audit import page
-    from node.config import ExperimentConfig, detect_config, load
+    from node.config import ExperimentConfig, NodeConfig, detect_config, load
+    from node.daemon.bootstrap import resolve_paths
     from node.experiments.report import files, tables
-    from node.experiments.resolve import resolve
+    from node.experiments.resolve import members, resolve
 
     if detect_config(file) is not ExperimentConfig:
-        raise ConfigurationError(f"{file} is a node's file; name the run's, an experiment.")
+        run = resolve_paths(load(NodeConfig, [file]), file.parent).run
+        raise ConfigurationError(f"{file} is a node's file; audit the run that it names, {run}.")
     config = load(ExperimentConfig, [file], settings)
+    resolved = resolve(config, members(config, file.parent / "roster.json"))
+    config = resolved.experiment
     options = auditing.Options(
         curious=names(curious),
         canaries=canaries,
@@ -68,7 +72,7 @@ def audit(
         quick=quick,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    findings = auditing.run(resolve(config), only, options)
+    findings = auditing.run(resolved, only, options)
     if out is not None:
         files.put(out, page.html_page(config, findings, options).encode())
         print(f"The page is {out}.", file=sys.stderr)
@@ -81,4 +85,7 @@ def audit(
         for finding in chain.from_iterable(findings.values()):
             console.print(tables.rich(finding.table), "")
         console.print(page.verdict(config, findings), markup=False, soft_wrap=True)
-    raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)
+    if page.broken(findings):
+        raise typer.Exit(EXIT_BROKEN)
+    nothing = len(page.not_made(findings)) == len(findings)
+    raise typer.Exit(ConfigurationError.exit_code if nothing else EXIT_OK)

@@ -35,6 +35,7 @@ from node.config import (
 )
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
+from node.experiments.resolve import members
 from node.learning.plan import Plan
 from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
@@ -51,7 +52,6 @@ from node.privacy.membership import Membership, membership
 from node.records.summary import Epsilon, Privacy
 from node.tasks import make
 from peer.errors import ConfigurationError
-from peer.identity.roster import Roster
 from peer.neighborhood import Neighborhood
 from peer.topology import TOPOLOGIES, make_neighborhoods
 
@@ -145,23 +145,13 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
         return Question(run=config, names=config.experiment.names)
     if detect_config(file) is ExperimentConfig:
         config = load(ExperimentConfig, [file], settings)
-        return Question(run=config, names=_roster(config, file.parent / "roster.json"))
+        return Question(run=config, names=members(config, file.parent / "roster.json"))
     node = resolve_paths(load(NodeConfig, [file]), file.parent)
     config = load(ExperimentConfig, [node.run], settings)
     node.check_task(config.task)
     return Question(
-        run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget
+        run=config, names=members(config, node.roster), data=node.data.name, budget=node.budget
     )
-
-
-def _roster(config: ExperimentConfig, roster: Path) -> Sequence[str]:
-    """A sealed run has a roster; an experiment says how many."""
-    sealed = (
-        config.run.federation
-        and roster.exists()
-        and "nodes" not in config.experiment.model_fields_set
-    )
-    return Roster.load(roster, config.run.federation).names if sealed else config.experiment.names
 
 
 def with_options(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -31,6 +32,7 @@ from node.learning.warnings import weak
 from node.privacy.unit_task import by_unit
 from node.tasks import validation
 from peer.errors import ConfigurationError
+from peer.identity.roster import Roster
 from peer.message import Peer
 from peer.topology import make_neighborhoods
 
@@ -204,6 +206,16 @@ def _check_names(resolved: ResolvedRun) -> None:
     tasks.sealed(resolved.run)
     if resolved.run.task.name in SUPERVISED:
         models.check_name(resolved.run.task.model)
+
+
+def members(config: ExperimentConfig, roster: Path) -> Sequence[Peer]:
+    """Who takes part: a sealed run has a roster, an experiment says how many."""
+    sealed = (
+        config.run.federation
+        and roster.exists()
+        and "nodes" not in config.experiment.model_fields_set
+    )
+    return Roster.load(roster, config.run.federation).names if sealed else config.experiment.names
 
 
 def participants(config: ExperimentConfig) -> Sequence[Peer]:
