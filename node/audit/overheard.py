@@ -117,7 +117,7 @@ def participants(
     Raises:
         Unfit: what is said is no weighted sum of releases.
     """
-    _check_linear(plan)
+    check_linear(plan)
     options, utility = plan.options, None
     if isinstance(options, ShapleyConfig):
         options, utility = options.model_copy(update={"null_players": "paper"}), EqualWorth()
@@ -154,7 +154,7 @@ def notes(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _check_linear(plan: Plan) -> None:
+def check_linear(plan: Plan) -> None:
     """Raises Unfit: what is said is no weighted sum of releases."""
     name, options = plan.run.algorithm.name, plan.options
     if plan.run.mix.rule != "mean":

@@ -17,6 +17,10 @@ from peer.errors import EXIT_BROKEN, EXIT_OK, ConfigurationError
 
 app = typer.Typer()
 
+NAMES = ("canaries", "inversion", "knowledge", "membership")
+"""Of the attacks, as in `node.audit.AUDITS`; importing that would load torch."""
+EXAMPLES = ("full", "non-iid", "poisoned", "private", "quickstart", "scattering")
+"""Those whose messages all attacks know."""
 WIDE = 160
 """Columns of tables that no terminal shows."""
 
@@ -25,11 +29,15 @@ WIDE = 160
 def audit(
     file: Annotated[
         Path,
-        typer.Argument(metavar="EXPERIMENT.toml", help="An experiment, or an example by name."),
+        typer.Argument(
+            metavar="EXPERIMENT.toml",
+            help=f"An experiment, a run.toml, or an example: {', '.join(EXAMPLES)}.",
+        ),
     ],
     settings: Settings = [],
     only: Annotated[
-        list[str], typer.Option(metavar="NAME", help="This audit alone (repeatable).")
+        list[str],
+        typer.Option(metavar="NAME", help=f"This attack alone (repeatable): {', '.join(NAMES)}."),
     ] = [],
     curious: Curious = "",
     canaries: Annotated[
@@ -47,7 +55,12 @@ def audit(
 ) -> None:
     """Attack a run on this machine, and hold what was seen against the ε it promises.
 
-    Exit code 5 when an attack refutes it. No real record is used but what a public data set has.
+    canaries: what its messages tell of made-up records, as a lower bound on ε. inversion: images
+    that a neighbor reads from gradients. knowledge: which gradients the curious could compute if
+    there were no noise. membership: who can tell that a record is there.
+
+    Exit code 5 when an attack refutes the ε, 78 when none can be made of this run. No real record
+    is used but what a public data set has.
     """
     from rich.console import Console
 

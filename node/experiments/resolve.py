@@ -6,7 +6,7 @@ Whoever runs, packs or checks an experiment starts from a `ResolvedRun`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from node.data.examples import kinds
 from node.data.partition import Rows
 from node.learning import promises, start
 from node.learning.plan import Plan
-from node.learning.warnings import weak
+from node.learning.warnings import loose_delta, weak
 from node.privacy.unit_task import by_unit
 from node.tasks import validation
 from peer.errors import ConfigurationError
@@ -88,7 +88,7 @@ class ResolvedRun:
 
     def checked(self) -> ResolvedRun:
         """This run, after trying all that can be wrong before it starts: task, model, attack. A
-        planned ε that promises nothing is a warning on standard error.
+        planned ε that promises nothing, or a δ that keeps nothing, is a warning on standard error.
 
         Raises:
             ConfigurationError, DataError: one sentence.
@@ -98,9 +98,17 @@ class ResolvedRun:
             _check_task(self)
         else:
             _check_names(self)
-        if text := weak(self.plan.epsilon):
+        for text in self._doubts():
             print(f"warning: {text}", file=sys.stderr)
         return self
+
+    def _doubts(self) -> Iterator[str]:
+        """Why the planned ε promises little; from public figures alone."""
+        planned, privacy = self.plan.epsilon, self.run.privacy
+        if planned is not None:
+            unit = self.run.task.unit
+            loose = loose_delta(privacy.delta, privacy.public_examples, unit)
+            yield from filter(None, (weak(planned), loose))
 
 
 def resolve(

@@ -8,12 +8,19 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
+from kit import ROOT
 from kit.command import Call
+from node.audit import AUDITS, Unfit
+from node.audit.overheard import check_linear
+from node.cli import audit as cli
+from node.config import ExperimentConfig, load
+from node.learning.plan import Plan
 from node.privacy import noise
 from node.randomness import Stream
 from peer.errors import EXIT_BROKEN
@@ -86,6 +93,25 @@ def test_what_does_not_fit_is_said(peerpoise: Call, experiment: Path) -> None:
     alone = peerpoise("audit", experiment, *deca, "--only", "knowledge")
     assert (alone.code, alone.out) == (78, "")
     assert "What curious nodes learn of deca is not worked out" in alone.err
+
+
+def test_its_help_names_attacks_and_examples(peerpoise: Call) -> None:
+    """Those that there are, and examples whose algorithm can be attacked."""
+    assert cli.NAMES == tuple(AUDITS)
+    shown = " ".join(peerpoise("audit", "--help").out.split())
+    assert f"(repeatable): {', '.join(AUDITS)}." in shown
+    unbroken = "".join(shown.split())  # non-iid is, at its hyphen
+    assert f"anexample:{','.join(cli.EXAMPLES)}." in unbroken
+    for name in AUDITS:
+        assert f" {name}: " in shown
+    audible = set()
+    for file in (ROOT / "deploy" / "examples").glob("*.toml"):
+        config = load(ExperimentConfig, [file], environ={})
+        plan = Plan.of(config.run_config, config.neighborhoods(config.experiment.names))
+        with suppress(Unfit):
+            check_linear(plan)
+            audible.add(file.stem)
+    assert set(cli.EXAMPLES) == audible
 
 
 @pytest.mark.parametrize("name", ["local", "centralized"])
