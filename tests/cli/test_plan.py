@@ -343,9 +343,9 @@ def test_who_learns_from_public_data_needs_no_noise(peerpoise: Call, experiment:
 def test_who_is_silent_has_an_epsilon_of_its_model_alone(
     peerpoise: Call, experiment: Path, name: str
 ) -> None:
-    settings = ("--set", f"algorithm.name={name}")
+    settings = ("--sigma", "2", "--set", f"algorithm.name={name}")
     found = planned(peerpoise, experiment, *settings)
-    talking = planned(peerpoise, experiment, "--set", "algorithm.name=d-psgd")
+    talking = planned(peerpoise, experiment, *settings[:3], "algorithm.name=d-psgd")
     assert found["privacy"]["epsilon"]["total"] == talking["privacy"]["epsilon"]["total"]
     assert (found["privacy"]["epsilon"]["link"], found["graphs"]) == (0, [])
     assert found["membership"]["link"] == found["membership"]["fpr"]
@@ -362,7 +362,8 @@ SENTENCE = "δ = 0.01 is not below 1/n for n = 360 values of patient_id: publish
 
 
 def test_a_loose_delta_is_told_of_persons(peerpoise: Call, experiment: Path) -> None:
-    out = peerpoise("plan", experiment, *LOOSE, "--set", "task.unit=patient_id").out
+    unit = ("--set", "task.unit=patient_id", "--sigma", "2")
+    out = peerpoise("plan", experiment, *LOOSE, *unit).out
     assert f"! {SENTENCE}" in out
 
 
