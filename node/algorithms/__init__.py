@@ -110,6 +110,8 @@ class Algorithm(ABC):
     """
     PUBLIC: ClassVar[bool] = False
     """True, of a pooled one: its data are the public validation set, and nothing else."""
+    SILENT: ClassVar[bool] = False
+    """True: it sends nothing to anybody."""
     DIAGNOSTICS: ClassVar[tuple[Diagnostic, ...]] = ()
     """What `diagnostics` may tell, the most telling first: reports draw that one."""
 

@@ -1,5 +1,6 @@
-"""D-PSGD: decentralized parallel SGD. Lian et al., "Can decentralized algorithms outperform
-centralized algorithms?", arXiv 1705.09056, algorithm 1.
+"""D-PSGD: decentralized parallel SGD, a step on own data and the mean of the neighbors' models.
+Lian et al., "Can decentralized algorithms outperform centralized algorithms?", arXiv 1705.09056,
+algorithm 1.
 
     x_i ← Σ_{j∈N_i} w_ij x_j − η g_i(x_i)          g_i at the own x_i before mixing; one exchange
 

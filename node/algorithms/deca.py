@@ -20,6 +20,9 @@ at θ, r: steps in the block so far.
                h = (θ − θ⁺)/max(‖θ − θ⁺‖, 1). The paper's ablation.
     none       without (8) and (9).
 
+`Badam`: BAdam, block-wise Adam of every node for itself, which is DECA without neighbors (Luo, Yu,
+Li, arXiv 2404.02827); (4) to (6), and θ ← θ½.
+
 Moments exist for the active block only and begin at zero in every block. The block is float32 while
 it is active, the others keep the task's type. In memory are the model, and of the block θ, m, v,
 the gradient (in whose place θ½ is written) and one sum of neighbors: M + 10M/B bytes for M bytes of
@@ -109,6 +112,7 @@ class Badam(Algorithm):
     """
 
     Config = BadamConfig
+    SILENT = True
     DIAGNOSTICS = (
         Diagnostic("cycle", "The paper's round: visits to all blocks.", per_neighbor=False),
         Diagnostic("block", "The trained block, from 0, the embedding's end.", per_neighbor=False),
@@ -215,6 +219,7 @@ class DecaConfig(BadamConfig):
 
 class Deca(Badam):
     Config = DecaConfig
+    SILENT = False
     config: DecaConfig
 
     def round(self, t: int, view: View) -> Conversation:

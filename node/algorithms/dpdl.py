@@ -1,4 +1,5 @@
-"""DPDL: differentially private decentralized learning with calibrated cross-gradients.
+"""DPDL: differentially private decentralized learning with calibrated cross-gradients, those of a
+node's own model on its neighbors' data.
 
 Yuan, Xiao, Wang, Li, arXiv 2606.04399 (3 June 2026). Equations (3)–(7); (1) and (2), clipping and
 noise, belong to the gate at the data. g̈_{j→i} is j's gradient at i's model x_i, clipped and noised

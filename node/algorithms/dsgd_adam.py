@@ -11,8 +11,9 @@ Deviations
 Not covered
     * Averaging the moments. A neighbor that lies enters with w_ij.
 
-Dec-LoRA is the same where only low-rank adapters are trained (Hu et al., arXiv 2106.09685): the
-frozen model never travels, and A and B are averaged each for itself, not their product.
+`DecLora`: Dec-LoRA, which is DSGD-Adam of low-rank adapters alone, beside a frozen language model
+that is never sent (adapters: Hu et al., arXiv 2106.09685); A and B are averaged each for itself,
+not their product.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ Reconstructions
     * Updates are shortened before they are audited, and a convicted neighbor's model is not pulled
       at either.
     * The pull is by the models that the round began with, which travel with the updates.
-    * The optimizer's state stays at home and is kept over rounds: a fresh Adam's δ is three times as
-      long, and hurts.
+    * The optimizer's state stays at home and is kept over rounds: the update of a fresh Adam is three
+      times as long, and hurts.
 Not covered
     * An update that helps on all questions that its auditor asks, and hurts elsewhere.
     * Questions of a file can't be audited. A neighbor that names generators which are not the run's,

@@ -1,5 +1,5 @@
-"""GRPO, every node for itself: Shao et al., "DeepSeekMath", arXiv 2402.03300, after a supervised
-warm-up together. What FGRPO is compared with.
+"""GRPO, every node for itself after a supervised warm-up together, with which FGRPO is compared.
+Shao et al., "DeepSeekMath", arXiv 2402.03300.
 
     θ_i ← Adam of −∇J(θ_i), E times a round; J: `node.maths.grpo`, without a critic
 

@@ -1,4 +1,4 @@
-"""PDSL: privacy-preserved decentralized stochastic learning with Shapley values.
+"""PDSL: privacy-preserved decentralized stochastic learning, which is ROSS on noised gradients.
 
 Wang, Yuan, Wang, Li, arXiv 2503.23726 (31 March 2025). As ROSS on gradients that are clipped and
 noised: g̈_{j→i} is j's release for i at i's model x_i, the own one included; (1) and (2), clipping

@@ -1,4 +1,5 @@
-"""ROSS: robust decentralized stochastic learning with Shapley values.
+"""ROSS: robust decentralized stochastic learning, where a neighbor's gradient weighs what it is
+worth on a validation set, its Shapley value.
 
 Wang, Yuan, Li, Duan, arXiv 2411.00365v2 (13 January 2026). g_{j→i} is j's gradient at i's model
 x_i; N_i contains i.

@@ -1,5 +1,5 @@
-"""Rollout sharing: peers send each other their questions and answers with what these earned, and
-learn from them as well; no model travels. Gensyn, "Sharing is caring: efficient LM post-training
+"""SAPO, rollout sharing: peers send each other their questions and answers with what these earned,
+and learn from them as well; no model travels. Gensyn, "Sharing is caring: efficient LM post-training
 with collective RL experience sharing" (SAPO), arXiv 2509.08721, as a baseline of FGRPO.
 
 **No privacy of any kind: questions and answers leave in plain.**

@@ -1,11 +1,11 @@
 """The lines every comparison is drawn between: SGD without communication, SGD on everybody's data,
 and SGD on the public examples alone.
 
-`Local`: each node for itself, on its own data (a lower bound). `Centralized`: the same optimizer
-on the union of the data (an upper bound); `simulate` builds ONE node for it, with all examples and
-a batch of B·N; a daemon refuses it, since it would have to see its neighbors' data. `Public`: on
-the public validation set and nothing private, which costs no ε; what it learned may be
-the start of a private run (`train.start` with `train.public_start`).
+`Local`: SGD of each node for itself, on its own data alone (a lower bound). `Centralized`: SGD on
+all nodes' data in one place, in `simulate` only (an upper bound); it builds ONE node, with all
+examples and a batch of B·N; a daemon refuses it, since it would have to see its neighbors' data.
+`Public`: SGD on the public validation set and nothing private, which costs no ε; what it learned
+may be the start of a private run (`train.start` with `train.public_start`).
 
     v ← β v + g + λ x ;  x ← x − η v      momentum as in torch.optim.SGD (no dampening, no Nesterov)
 
@@ -50,6 +50,7 @@ class State:
 
 class Local(Algorithm):
     Config = SgdConfig
+    SILENT = True
     config: SgdConfig
     state: State
 

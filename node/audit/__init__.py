@@ -69,6 +69,8 @@ class Finding:
     """Sentences: why the run does not keep what it promises; none: this attack saw nothing of
     it."""
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
+    made: bool = True
+    """False: this attack can't be made of this run; `table` says why."""
 
 
 class Unfit(ConfigurationError):
@@ -86,9 +88,10 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
     """Makes these audits, or all that fit the run.
 
     Raises:
-        ConfigurationError: there is none of that name; one that is asked for does not fit; or a
-            curious node is none of the run's.
+        ConfigurationError: there is none of that name; one that is asked for does not fit; a
+            curious node is none of the run's; or nobody is sent anything.
     """
+    _check_talk(resolved.plan)
     check_names(resolved.plan, options.curious)
     torch.set_num_threads(1)
     findings: dict[str, Sequence[Finding]] = {}
@@ -100,8 +103,17 @@ def run(resolved: ResolvedRun, only: Sequence[str], options: Options) -> Finding
             if only:
                 raise
             table = Grid(title="Not made", head=("audit", "why"), rows=((name, str(error)),))
-            findings[name] = [Finding(table=table, document={"unfit": str(error)})]
+            findings[name] = [Finding(table=table, document={"unfit": str(error)}, made=False)]
     return findings
+
+
+def _check_talk(plan: Plan) -> None:
+    """Raises ConfigurationError: nobody is sent anything."""
+    if plan.algorithm.SILENT:
+        raise ConfigurationError(
+            f"{plan.run.algorithm.name} sends nothing to anybody, so there is nothing to attack; "
+            "audit an algorithm whose nodes talk to each other."
+        )
 
 
 def check_names(plan: Plan, nodes: Sequence[Peer]) -> None:

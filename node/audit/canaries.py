@@ -2,8 +2,8 @@
 curious nodes tell, from what they receive over the wire, which records a node has?
 
 One node's data are canaries: records with a gradient of norm C along an axis of their own, each of
-them there or not by a coin. Its gate and algorithm are those of a run. Scores are the best linear
-ones (`node.audit.scores`).
+them there or not by a coin; with task.unit a canary is a person. Its gate and algorithm are those
+of a run. Scores are the best linear ones (`node.audit.scores`).
 
 Worst cases, as ε supposes them: other nodes' data are known, so that only noise is in their
 releases; the curious ones add none of their own; and every record of the node is a canary.
@@ -11,6 +11,7 @@ releases; the curious ones add none of their own; and every record of the node i
 Deviations
     * The vector has as many parameters as there are canaries, not the model's. Canaries don't
       depend on the model, and σ is the run's.
+    * ROSS and PDSL weigh neighbors by W (`node.audit.overheard.EqualWorth`).
 Not covered
     * What nonlinear scores could see besides, and what follows from the time that answers take.
     * The last round's release, where it is not said to anybody before the run ends.
@@ -31,7 +32,7 @@ from node.algorithms import Gradients
 from node.audit import Finding, Options, Unfit
 from node.audit.bounds import Guesses, Spread, one_run
 from node.audit.knowledge import hops, knowledge, room
-from node.audit.overheard import participants
+from node.audit.overheard import notes, participants
 from node.audit.scores import Canaries, Noise, Scores, weights
 from node.encoding import Json
 from node.experiments.report.tables import Grid
@@ -275,7 +276,7 @@ def refuted(setting: Setting, each: Heard) -> str:
     return (
         f"What {each.attacker.title} ({', '.join(each.attacker.nodes)}) received is that of "
         f"ε_total ≥ {seen:.3g} (confidence {1 - FALSE_ALARM:.2%}), and the run claims "
-        f"{claimed:.3g}."
+        f"{claimed:.3g} ({setting.plan.run.task.adjacency})."
     )
 
 
@@ -285,6 +286,7 @@ def document(setting: Setting, results: Sequence[Heard]) -> Json:
     converted: Json = plain(
         {
             "mode": privacy.mode,
+            "adjacency": setting.plan.run.task.adjacency,
             "target": setting.target,
             "canaries": setting.side**2,
             "rounds": setting.rounds,
@@ -314,9 +316,10 @@ def document(setting: Setting, results: Sequence[Heard]) -> Json:
 
 def grid(setting: Setting, results: Sequence[Heard]) -> Grid:
     """For people."""
-    claimed, privacy = setting.claimed, setting.plan.run.privacy
+    claimed, run = setting.claimed, setting.plan.run
+    privacy, unit = run.privacy, run.task.unit
     promise = {
-        "strict": f"ε_total = {claimed or 0:.3g} at δ = {privacy.delta:g}, add/remove one record",
+        "strict": f"ε_total = {claimed or 0:.3g} at δ = {privacy.delta:g}, {run.task.adjacency}",
         "paper": "no guarantee (an ε by the papers' formula is not one)",
         "none": "nothing",
     }
@@ -332,15 +335,17 @@ def grid(setting: Setting, results: Sequence[Heard]) -> Grid:
         for each in results
     ]
     return Grid(
-        title=f"Canaries at {setting.target}: can those who listen tell which records it has?",
+        title=f"Canaries at {setting.target}: can those who listen tell which "
+        f"{f'values of {unit}' if unit else 'records'} it has?",
         head=("who listens", "messages", "right guesses", "ε ≥, one run", "ε ≥, family", "σ ≤"),
         rows=tuple(rows),
         notes=(
-            f"{privacy.mode}, {setting.rounds} of {setting.plan.run.train.rounds} rounds, "
+            f"{privacy.mode}, {setting.rounds} of {run.train.rounds} rounds, "
             f"{setting.side**2} canaries; claimed: {promise[privacy.mode]}, "
             f"σ = {setting.mechanism.sigma:.4g}",
             "one run: assumes nothing, and sees little. family: the largest noise of the same "
             "mechanism that the scores allow, as the accountant has it; both 95 % confidence",
+            *notes(setting.plan),
         ),
     )
 

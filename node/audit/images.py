@@ -37,12 +37,17 @@ def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
         results = [*_attacked(resolved, options)]
     except ConfigurationError as error:
         raise Unfit(str(error)) from None
-    document = {"inversion": [_document(each) for each in results]}
+    task = resolved.run.task
+    document = {"inversion": [_document(each) for each in results], "adjacency": task.adjacency}
     claimed = resolved.plan.epsilon
     promising = claimed is not None and claimed <= PROMISING
     broken = tuple(_sentence(each) for each in results if promising and each.share > MOST)
     pictures = tuple(_picture(each) for each in results)
-    return [Finding(table=_grid(results), document=document, broken=broken, pictures=pictures)]
+    return [
+        Finding(
+            table=_grid(results, task.unit), document=document, broken=broken, pictures=pictures
+        )
+    ]
 
 
 def _attacked(resolved: ResolvedRun, options: Options) -> Iterator[Inversion]:
@@ -64,7 +69,8 @@ def _document(result: Inversion) -> dict[str, object]:
     return {name: value for name, value in asdict(result).items() if name not in tensors}
 
 
-def _grid(results: Sequence[Inversion]) -> Grid:
+def _grid(results: Sequence[Inversion], unit: str) -> Grid:
+    each_has = (f"each value of {unit} has one of the records",) if unit else ()
     rows = tuple(
         (
             f"{each.attack}, {each.batch} at a time",
@@ -83,6 +89,7 @@ def _grid(results: Sequence[Inversion]) -> Grid:
         notes=(
             "the owner has these records only, and the neighbor chooses the model; recovered: "
             "correlation above 0.99; chance: of records that the gate never saw",
+            *each_has,
         ),
     )
 

@@ -18,6 +18,7 @@ Deviations
     * Quantiles are taken of the neighbor's own records, which may be of other classes.
     * For b = 1 one unit is awake for everything, so that all of the clipped norm is in its row.
     * A model of one layer has a row for each class: of several records it gives mixtures only.
+    * With task.unit a person has one record, behind which no others of theirs hide it.
     * Without total variation; a guess is held to the range of the neighbor's own records.
 Chance is what the same guesses correlate with as many records of the owner that the gate never
 saw: images of digits are alike, so it is not zero.
@@ -35,7 +36,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from node import tasks
-from node.audit.modes import owner_of
+from node.audit.modes import examples_of, owner_of
 from node.audit.traps import rows_of, trap
 from node.data.partition import Rows
 from node.experiments.resolve import ResolvedRun
@@ -161,7 +162,7 @@ def invert(
     """
     scene = _scene(resolved, owner, seed)
     attacked, unseen = _drawn(scene, records, batch)
-    rows = resolved.parts[scene.owner]
+    rows = scene.resolved.parts[scene.owner]
     parts = [rows[each.numpy()] for each in attacked]
     if attack == "trap":
         guesses = _trapped(scene, parts, batch)
@@ -191,6 +192,8 @@ def _drawn(scene: _Scene, records: int, batch: int) -> Tensor:
 
 def _scene(resolved: ResolvedRun, owner: Peer | None, seed: int) -> _Scene:
     me = owner_of(resolved, owner)
+    rows = np.sort(np.array([each[0] for each in examples_of(resolved, me)]))
+    resolved = replace(resolved, parts={**resolved.parts, me: rows})
     neighbor = resolved.plan.neighborhoods[me].neighbors[0]
     whole = tasks.make(resolved.run, resolved.parts[me])
     known = tasks.make(resolved.run, resolved.parts[neighbor])

@@ -14,7 +14,8 @@ Deviations
     * The paper's nodes send their model after a local step, or average values once; here it is
       whatever the algorithm sends.
     * Weights that depend on gradients (DPDL's cosines, CGA's projection) are what they are for
-      orthogonal ones: nearly so where noise is longer than the gradient.
+      orthogonal ones: nearly so where noise is longer than the gradient. Weights by Shapley values
+      (ROSS, PDSL) are those of neighbors that are all worth the same, W.
 Not covered
     * What a curious node learns from the values themselves, such as a record that can be seen in a
       sum of gradients.
@@ -23,14 +24,14 @@ Not covered
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from node.audit import Finding, Options, Unfit, check_names
-from node.audit.overheard import Place, participants
+from node.audit.overheard import Place, notes, participants
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
 from node.learning.plan import Plan
@@ -203,8 +204,10 @@ def finding(plan: Plan, curious: Sequence[Peer], rounds: int | None = None) -> F
     check_names(plan, curious)
     rounds = min(rounds or ROUNDS, ROUNDS, room(plan))
     results = reconstructions(plan, curious, rounds)
+    table = grid(curious, rounds, results)
     return Finding(
-        table=grid(curious, rounds, results), document=document(curious, rounds, results)
+        table=replace(table, notes=(*table.notes, *notes(plan))),
+        document=document(curious, rounds, results),
     )
 
 

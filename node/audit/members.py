@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from node.audit import Finding, Options, Unfit
 from node.audit.membership import Membership, infer
+from node.config import TaskSection
 from node.experiments.report.tables import Grid
 from node.experiments.resolve import ResolvedRun
 from peer.errors import ConfigurationError
@@ -26,15 +27,19 @@ def audit(resolved: ResolvedRun, options: Options) -> Sequence[Finding]:
     Unfit: the data are not divided here, or the algorithm sends no whole models.
     """
     runs = FEW if options.quick else RUNS
-    options.say(f"membership: the experiment is run {runs} times, with other halves of records")
+    options.say(f"membership: the experiment is run {runs} times, with records drawn anew")
     try:
         results = infer(
             resolved, runs=runs, records=RECORDS, seed=options.seed, progress=_telling(options)
         )
     except ConfigurationError as error:
         raise Unfit(str(error)) from None
-    document = {"membership": [asdict(each) for each in results]}
-    return [Finding(table=_grid(results), document=document)]
+    task = resolved.run.task
+    document = {
+        "membership": [asdict(each) for each in results],
+        "adjacency": task.adjacency,
+    }
+    return [Finding(table=_grid(results, task), document=document)]
 
 
 def _telling(options: Options) -> Callable[[int, int], None]:
@@ -47,7 +52,7 @@ def _telling(options: Options) -> Callable[[int, int], None]:
     return progress
 
 
-def _grid(results: Sequence[Membership]) -> Grid:
+def _grid(results: Sequence[Membership], task: TaskSection) -> Grid:
     rows = tuple(
         (
             each.watcher,
@@ -61,13 +66,15 @@ def _grid(results: Sequence[Membership]) -> Grid:
         for rate in each.rates
     )
     first = results[0]
+    what = f"values of {task.unit} with all their rows" if task.unit else "records"
     return Grid(
-        title=f"Membership, mode {first.mode}: whose record is it?",
+        title=f"Membership, mode {first.mode}: {'who' if task.unit else 'which record'} is there?",
         head=("who watches", "AUC", "FPR", "TPR", "95 %", "no attacker more than"),
         rows=rows,
         notes=(
-            f"LiRA, {first.runs} runs of the experiment with random halves of {first.records} "
-            "records of one node; the watcher knows all else. AUC 0.5 is chance. Intervals take "
-            "records for independent, which they are not quite: no run is called broken by them",
+            f"LiRA, {first.runs} runs of the experiment, each with or without each of "
+            f"{first.records} {what} of one node ({task.adjacency}); the watcher knows all else. "
+            "AUC 0.5 is chance. Intervals take records for independent, which they are not quite: "
+            "no run is called broken by them",
         ),
     )

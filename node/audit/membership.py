@@ -1,8 +1,8 @@
 """Membership inference: does a curious node find out which records another one has?
 
 LiRA: Carlini et al., "Membership Inference Attacks From First Principles", arXiv 2112.03570. The
-experiment is run K times; in each run the owner has a random half of its records. A watcher
-computes, of every record z in question, what
+experiment is run K times; in each run the owner has every record in question or not, by a coin of
+its own. A watcher computes, of every such record z, what
 
     confidence   ln(p/(1−p)) of the last model that it saw, where p = e^(−ℓ_z)
     steps        Σ_t of z's share in x_t − x̃_t, over the steps from x_t to x̃_t that it saw
@@ -18,7 +18,14 @@ A neighbor sees what the owner sends: models, and answers to it. A node two hops
 models that one neighbor of the owner sends. Both know the initial parameters, what every other node
 has, and play by the rules.
 
+The coins are independent because ε speaks of a record that is added or removed, whatever the other
+records are. In halves of a fixed size a record that is there keeps another one out, which is a
+record exchanged for another, and of that the bound beside the figures says nothing. With task.unit
+a record is a person with all their rows.
+
 Deviations
+    * In the paper each record is in exactly half of the models, which pairs of runs would do; with
+      so few runs the others would then tell whether it is in this one.
     * Figures are taken for independent of each other. Steps and answers are not in the paper, where
       the attacker sees the last model only.
     * Nothing is trained beside the experiment's own runs: each serves all others as a shadow.
@@ -30,7 +37,7 @@ Not covered
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -42,7 +49,7 @@ from torch.func import vmap
 
 from node import tasks
 from node.audit.lira import Floats, Rate, rate_at, scores
-from node.audit.modes import owner_of
+from node.audit.modes import examples_of, owner_of
 from node.config import PrivacySection, RunConfig
 from node.data.partition import Rows
 from node.experiments.in_process import make_learners
@@ -52,6 +59,7 @@ from node.maths.per_example import vmapped
 from node.privacy.accountant import Mode, Spent
 from node.privacy.calibration import release_mechanism
 from node.privacy.membership import highest_tpr
+from node.privacy.unit_task import by_unit
 from node.rounds import lockstep
 from node.task import Task, views
 from peer.errors import ConfigurationError
@@ -61,6 +69,8 @@ from peer.neighborhood import View
 Watcher = Literal["neighbor", "two hops"]
 FALSE_POSITIVES = (0.01, 0.001)
 LEAST = 1e-3
+LEAST_RECORDS = 32
+"""With so many, a run without any is as good as impossible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +199,8 @@ def infer(
 
     Args:
         runs: 4 at least.
-        records: of the owner's, at most; it has half of them in every run.
-        seed: of the halves, and of noise and batches.
+        records: of the owner's, at most; it has each of them in a run with probability ½.
+        seed: of these coins, and of noise and batches.
         owner: whose; None: the first node's.
         progress: told how many runs there were, and how many there will be.
 
@@ -202,13 +212,14 @@ def infer(
     owner = owner_of(resolved, owner)
     resolved, paths = _with_sigma(resolved, owner), _paths(resolved, owner)
     draw = np.random.default_rng(seed)
-    rows = np.sort(draw.permutation(resolved.parts[owner])[:records])
-    task = tasks.make(resolved.run, rows)
-    present = np.zeros((runs, len(rows)), bool)
+    examples = examples_of(resolved, owner)
+    asked = np.sort(draw.permutation(len(examples))[:records])
+    task = by_unit(tasks.make(resolved.run, _rows(examples, asked)), resolved.run.task)
+    present = _coins(draw, runs, len(asked))
     figures: dict[Watcher, list[Floats]] = {watcher: [] for watcher in paths}
     for k in range(runs):
-        present[k, draw.permutation(len(rows))[: len(rows) // 2]] = True
-        seen = _run(_with_rows(resolved, owner, rows[present[k]], (seed << 32) + k), paths)
+        rows = _rows(examples, asked[present[k]])
+        seen = _run(_with_rows(resolved, owner, rows, (seed << 32) + k), paths)
         for watcher, tapped in seen.items():
             figures[watcher].append(_figures(task, tapped, resolved.run.privacy))
         progress(k + 1, runs)
@@ -217,6 +228,25 @@ def infer(
         _membership(watcher, mode, np.stack(each), present, bounds)
         for watcher, each in figures.items()
     )
+
+
+def _rows(examples: Sequence[Rows], which: Rows) -> Rows:
+    """All rows of these examples."""
+    return np.sort(np.concatenate([examples[k] for k in which]))
+
+
+def _coins(draw: np.random.Generator, runs: int, records: int) -> NDArray[np.bool_]:
+    """Which record is there in which run, [runs, records]: each with probability ½.
+
+    Raises:
+        ConfigurationError: so few records that some run might have none.
+    """
+    if records < LEAST_RECORDS:
+        raise ConfigurationError(
+            f"LiRA takes {LEAST_RECORDS} records of a node at least, and there are {records}; take "
+            "fewer nodes."
+        )
+    return draw.random((runs, records)) < 0.5
 
 
 def _paths(resolved: ResolvedRun, owner: Peer) -> dict[Watcher, tuple[Peer, Peer]]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from node.algorithms import Capability, find, without_noise
 from node.config import ExperimentConfig, PaperCalibrated
+from node.data.partition import Rows
+from node.data.units import whole
 from node.experiments.resolve import ResolvedRun
 from node.privacy.accountant import Mode
 from peer.errors import ConfigurationError
@@ -45,16 +47,24 @@ def owner_of(resolved: ResolvedRun, owner: Peer | None = None) -> Peer:
     """Whose records are attacked: the first node's, if nobody is named.
 
     Raises:
-        ConfigurationError: its records are not here one by one, nobody hears it, or what it sends
-            are no whole models and gradients.
+        ConfigurationError: its records are not here, nobody hears it, or what it sends are no
+            whole models and gradients.
     """
     algorithm, parts = resolved.plan.algorithm, resolved.parts
     name = owner or next(iter(parts), "")
-    if name not in parts or algorithm.POOLED or resolved.run.task.unit:
+    if resolved.train is None:
         raise ConfigurationError(
-            "Attacked are nodes among which a public data set is divided by rows; name one as "
-            "task.data, without task.unit, an algorithm of several nodes, and one of the nodes."
+            'This attack takes single records, and with task.data = "own" they stay with their '
+            "hosts, whose records nobody should see attacked; try it on public ones of the same "
+            "form: --set task.data=file --set task.path=FILE."
         )
+    if algorithm.POOLED:
+        raise ConfigurationError(
+            f"{resolved.run.algorithm.name} is one node with all data, which sends nothing that "
+            "could be attacked; take an algorithm of several nodes."
+        )
+    if name not in parts:
+        raise ConfigurationError(f"{name} is no node of this run; they are {', '.join(parts)}.")
     if algorithm.NEEDS & {Capability.LAYERS, Capability.POLICY}:
         raise ConfigurationError(
             f"{resolved.run.algorithm.name} sends no whole models and gradients, which the attacks "
@@ -63,3 +73,15 @@ def owner_of(resolved: ResolvedRun, owner: Peer | None = None) -> Peer:
     if not resolved.plan.neighborhoods[name].neighbors:
         raise ConfigurationError(f"{name} has no neighbors, and nobody sees what it sends.")
     return name
+
+
+def examples_of(resolved: ResolvedRun, owner: Peer) -> list[Rows]:
+    """The rows of each of its examples, in their order: one row, or with task.unit all of one
+    person.
+    """
+    rows, train = resolved.parts[owner], resolved.train
+    if not resolved.run.task.unit:
+        return [*rows.reshape(-1, 1)]
+    assert train is not None
+    assert train.units is not None
+    return [rows[places] for places in whole(train.units[rows])]

@@ -7,16 +7,19 @@ and over gRPC. What one of them says itself tells the others nothing that they h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
-from node.algorithms import Algorithm, Gradients, Resources
+from node.algorithms import Algorithm, Capability, Gradients, Resources
 from node.audit import Unfit
 from node.config import MixSection
 from node.learning.plan import Plan
+from node.maths.adam import AdamConfig
+from node.maths.coalitions import Kind, ShapleyConfig
 from node.maths.robust import rule_of
 from node.rounds import lockstep
 from peer.message import Ask, Conversation, Layout, Mix, Peer, Replies, Verb, WholePayload, step
@@ -114,25 +117,58 @@ def participants(
     Raises:
         Unfit: what is said is no weighted sum of releases.
     """
-    _check_linear(plan)
+    check_linear(plan)
+    options, utility = plan.options, None
+    if isinstance(options, ShapleyConfig):
+        options, utility = options.model_copy(update={"null_players": "paper"}), EqualWorth()
     algorithms: dict[Peer, lockstep.Rounds] = {}
     for me in plan.neighborhoods:
-        resources = Resources(me=me, layout=layout, start=start, gradients=gates(me))
-        algorithm = plan.algorithm(plan.options, resources)
+        resources = Resources(
+            me=me, layout=layout, start=start, gradients=gates(me), utility=utility
+        )
+        algorithm = plan.algorithm(options, resources)
         algorithms[me] = Curious(algorithm, curious, listener) if me in curious else algorithm
     return algorithms
 
 
-def _check_linear(plan: Plan) -> None:
+class EqualWorth:
+    """A validation set on which all models are worth the same, so that ROSS and PDSL weigh by W."""
+
+    def around(self, x: Tensor, moves: Tensor, kind: Kind) -> Callable[[Tensor], Sequence[float]]:
+        return lambda shares: [0.0] * len(shares)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def now(self) -> float:
+        return 0.0
+
+
+def notes(plan: Plan) -> tuple[str, ...]:
+    """What is otherwise than in a run."""
+    if not isinstance(plan.options, ShapleyConfig):
+        return ()
+    return (
+        f"{plan.run.algorithm.name} weighs neighbors by W here, as if all were worth the same: "
+        "these made-up records have no validation set. Answers are heard whole either way",
+    )
+
+
+def check_linear(plan: Plan) -> None:
     """Raises Unfit: what is said is no weighted sum of releases."""
+    name, options = plan.run.algorithm.name, plan.options
     if plan.run.mix.rule != "mean":
         raise Unfit(
             "What curious nodes learn is worked out for averages by W; --set mix.rule=mean shows "
             "it for this graph."
         )
-    if plan.algorithm.NEEDS:
+    if isinstance(options, ShapleyConfig) and options.mix_by == "trimmed_mean":
         raise Unfit(
-            f"What curious nodes learn of {plan.run.algorithm.name} is not worked out, only of "
-            "algorithms that need nothing but gradients; --set algorithm.name=d-psgd shows it for "
-            "this graph."
+            "What curious nodes learn is worked out for averages by W; --set algorithm.mix_by=w "
+            "shows it for this graph."
+        )
+    if isinstance(options, AdamConfig) or plan.algorithm.NEEDS - {Capability.VALIDATION}:
+        raise Unfit(
+            f"What curious nodes learn of {name} is not worked out: what it sends are no weighted "
+            "sums of gradients; --set algorithm.name=d-psgd shows it for this graph."
         )

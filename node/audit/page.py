@@ -16,6 +16,8 @@ from node.experiments.report import page
 from node.records.journal import code_version
 
 HELD = "No attack saw more than the run promises. That is no proof: it says what these attacks saw."
+UNTRIED = "None of the attacks can be made of this run, so nothing is known; each says why."
+NOT_MADE = "Not made: {names}."
 NOTHING = "This run promises nothing (mode {mode}); what the attacks saw is above."
 
 
@@ -30,6 +32,7 @@ def document(config: ExperimentConfig, findings: Findings) -> Json:
         "run": config.run.name,
         "algorithm": config.algorithm.name,
         "mode": config.privacy.mode,
+        "adjacency": config.task.adjacency,
         "failed": broken(findings),
         "verdict": verdict(config, findings),
         "audits": {name: [it.document for it in each] for name, each in findings.items()},
@@ -47,12 +50,23 @@ def verdict(config: ExperimentConfig, findings: Findings) -> str:
     reasons = broken(findings)
     if reasons:
         return f"FAILED: {' '.join(reasons)}"
+    left_out = not_made(findings)
+    if len(left_out) == len(findings):
+        return UNTRIED
     mode = config.privacy.mode
-    return HELD if mode == "strict" else NOTHING.format(mode=mode)
+    sentences = [HELD if mode == "strict" else NOTHING.format(mode=mode)]
+    sentences += [NOT_MADE.format(names=", ".join(left_out))] * bool(left_out)
+    return " ".join(sentences)
+
+
+def not_made(findings: Findings) -> list[str]:
+    """The audits that can't be made of this run."""
+    return [name for name, each in findings.items() if not any(it.made for it in each)]
 
 
 def _parts(config: ExperimentConfig, findings: Findings, options: Options) -> Iterator[str]:
     yield f"<p>{page.escape(verdict(config, findings))}</p>\n"
+    yield f"<p>An ε of this run is of: {page.escape(config.task.adjacency)}.</p>\n"
     made = f"Made on {date.today()} with peerpoise {code_version()}, seed {options.seed}"
     yield f"<p>{page.escape(made)}{', quick and weaker' if options.quick else ''}: "
     yield f"{page.escape(', '.join(findings))}.</p>\n"

@@ -14,19 +14,21 @@ from pathlib import Path
 from node.encoding import Json
 
 FOLDER = Path(__file__).parents[1] / "algorithms"
+PAPER = re.compile(r"arXiv[: ]\d{4}\.\d{4,5}")
 SECTIONS = ("Deviations", "Reconstructions", "Not covered")
 
 
 def algorithms() -> list[Json]:
-    """Name, summary, paper (arXiv number, or "") and the three lists of every algorithm in the
-    tables, sorted.
+    """Name, summary, paper (arXiv number, or ""), whose second name it is ("": its own) and the
+    three lists of every algorithm in the tables, sorted.
     """
     entries = {name: _describe(name, place) for name, place in table("ALGORITHMS").items()}
     for name, own in table("NOISED").items():
         entries[name] = {
             **entries[own],
             "name": name,
-            "summary": f"{own} that never runs without noise (mode strict only)",
+            "summary": f"{own} by a name that never runs without noise (mode strict only)",
+            "second_name_of": own,
         }
     return [entries[name] for name in sorted(entries)]
 
@@ -48,19 +50,21 @@ def _describe(name: str, place: str) -> dict[str, object]:
     module, _, kind = place.partition(":")
     tree = ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
     text = ast.get_docstring(tree) or ""
-    paper = re.search(r"arXiv[: ]\d{4}\.\d{4,5}", text)
+    sentence = _sentence(text, kind)
+    paper = PAPER.search(sentence) or PAPER.search(text)
     return {
         "name": name,
-        "summary": _summary(text, kind),
+        "summary": re.sub(r" \([^()]*arXiv[^()]*\)", "", sentence),
         "paper": paper[0] if paper else "",
+        "second_name_of": "",
         **{section.lower().replace(" ", "_"): _bullets(text, section) for section in SECTIONS},
     }
 
 
-def _summary(text: str, kind: str) -> str:
+def _sentence(text: str, kind: str) -> str:
     """What the module says of "`Kind`: …" where it holds several, else its first sentence."""
     words = " ".join(text.split())
-    own = re.search(rf"`{kind}`: ([^;.]+)", words)
+    own = re.search(rf"`{kind}`: (.+?)(?:;|\.(?:\s|$))", words)
     return own[1] if own else words.partition(". ")[0].rstrip(".")
 
 

@@ -285,7 +285,8 @@ def health(
 def algorithms(as_json: Json = False) -> None:
     """List the algorithms.
 
-    With their papers and what is reconstructed; --json adds deviations and what is not covered.
+    With their papers, and as "reconstruction" what these leave open, or what was not at hand of
+    them, as it is done here. --json adds deviations and what is not covered.
     """
     from node.cli import algorithms
 
@@ -295,11 +296,11 @@ def algorithms(as_json: Json = False) -> None:
         return
     for entry in entries:
         typer.echo(
-            f"{entry['name']:<12} {entry['summary']}"
+            f"{entry['name']:<14} {entry['summary']}"
             + (f" ({entry['paper']})" if entry["paper"] else "")
         )
-        for mark in entry["reconstructions"]:
-            typer.echo(f"{'':<12} reconstruction: {mark}")
+        for mark in [] if entry["second_name_of"] else entry["reconstructions"]:
+            typer.echo(f"{'':<14} reconstruction: {mark}")
 
 
 @app.command()

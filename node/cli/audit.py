@@ -17,6 +17,10 @@ from peer.errors import EXIT_BROKEN, EXIT_OK, ConfigurationError
 
 app = typer.Typer()
 
+NAMES = ("canaries", "inversion", "knowledge", "membership")
+"""Of the attacks, as in `node.audit.AUDITS`; importing that would load torch."""
+EXAMPLES = ("full", "non-iid", "poisoned", "private", "quickstart", "scattering")
+"""Those whose messages all attacks know."""
 WIDE = 160
 """Columns of tables that no terminal shows."""
 
@@ -25,11 +29,15 @@ WIDE = 160
 def audit(
     file: Annotated[
         Path,
-        typer.Argument(metavar="EXPERIMENT.toml", help="An experiment, or an example by name."),
+        typer.Argument(
+            metavar="EXPERIMENT.toml",
+            help=f"An experiment, a run.toml, or an example: {', '.join(EXAMPLES)}.",
+        ),
     ],
     settings: Settings = [],
     only: Annotated[
-        list[str], typer.Option(metavar="NAME", help="This audit alone (repeatable).")
+        list[str],
+        typer.Option(metavar="NAME", help=f"This attack alone (repeatable): {', '.join(NAMES)}."),
     ] = [],
     curious: Curious = "",
     canaries: Annotated[
@@ -47,19 +55,28 @@ def audit(
 ) -> None:
     """Attack a run on this machine, and hold what was seen against the ε it promises.
 
-    Exit code 5 when an attack refutes it. No real record is used but what a public data set has.
+    canaries: what its messages tell of made-up records, as a lower bound on ε. inversion: images
+    that a neighbor reads from gradients. knowledge: which gradients the curious could compute if
+    there were no noise. membership: who can tell that a record is there.
+
+    Exit code 5 when an attack refutes the ε, 78 when none can be made of this run. No real record
+    is used but what a public data set has.
     """
     from rich.console import Console
 
     from node import audit as auditing
     from node.audit import page
-    from node.config import ExperimentConfig, detect_config, load
+    from node.config import ExperimentConfig, NodeConfig, detect_config, load
+    from node.daemon.bootstrap import resolve_paths
     from node.experiments.report import files, tables
-    from node.experiments.resolve import resolve
+    from node.experiments.resolve import members, resolve
 
     if detect_config(file) is not ExperimentConfig:
-        raise ConfigurationError(f"{file} is a node's file; name the run's, an experiment.")
+        run = resolve_paths(load(NodeConfig, [file]), file.parent).run
+        raise ConfigurationError(f"{file} is a node's file; audit the run that it names, {run}.")
     config = load(ExperimentConfig, [file], settings)
+    resolved = resolve(config, members(config, file.parent / "roster.json"))
+    config = resolved.experiment
     options = auditing.Options(
         curious=names(curious),
         canaries=canaries,
@@ -68,7 +85,7 @@ def audit(
         quick=quick,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    findings = auditing.run(resolve(config), only, options)
+    findings = auditing.run(resolved, only, options)
     if out is not None:
         files.put(out, page.html_page(config, findings, options).encode())
         print(f"The page is {out}.", file=sys.stderr)
@@ -81,4 +98,7 @@ def audit(
         for finding in chain.from_iterable(findings.values()):
             console.print(tables.rich(finding.table), "")
         console.print(page.verdict(config, findings), markup=False, soft_wrap=True)
-    raise typer.Exit(EXIT_BROKEN if page.broken(findings) else EXIT_OK)
+    if page.broken(findings):
+        raise typer.Exit(EXIT_BROKEN)
+    nothing = len(page.not_made(findings)) == len(findings)
+    raise typer.Exit(ConfigurationError.exit_code if nothing else EXIT_OK)

@@ -28,13 +28,13 @@ from node.config import (
     BudgetSection,
     ExperimentConfig,
     NodeConfig,
-    PrivacySection,
     RunConfig,
     detect_config,
     load,
 )
 from node.daemon.bootstrap import resolve_paths
 from node.encoding import Json
+from node.experiments.resolve import members
 from node.learning.plan import Plan
 from node.learning.warnings import hopeless, loose_delta, warning, weak
 from node.maths.graph import spectral_gap
@@ -47,11 +47,10 @@ from node.privacy.accountant import (
 )
 from node.privacy.calibration import noise_multiplier, release_mechanism
 from node.privacy.ledger import Ledger
-from node.privacy.membership import Membership, membership
+from node.privacy.membership import FPR, Membership, membership
 from node.records.summary import Epsilon, Privacy
 from node.tasks import make
 from peer.errors import ConfigurationError
-from peer.identity.roster import Roster
 from peer.neighborhood import Neighborhood
 from peer.topology import TOPOLOGIES, make_neighborhoods
 
@@ -96,7 +95,9 @@ class PrivacyPlan:
     rate: float
     parameters: int | None
     target: float | None
-    """ε_total that was asked for; None: σ was given."""
+    """ε_total that was asked for; None: σ was given, or there is nothing to protect."""
+    silent: str
+    """Why nothing is released to other nodes, in a sentence; empty: something is."""
     privacy: Privacy
     """Conditions of every ε here, with σ, ε_total and ε_link of `cost`."""
     membership: Membership
@@ -128,6 +129,14 @@ class Question:
     budget: BudgetSection = field(default_factory=lambda: BudgetSection(epsilon="unlimited"))
 
 
+PUBLIC = (
+    "{} learns from the public validation set alone, and no private example: it takes no noise, "
+    "and its ε is 0 whatever privacy.epsilon or privacy.sigma say."
+)
+SILENT = (
+    "{} sends nothing to any other node, so what others learn is nothing, on every graph. Its ε is "
+    "what its model tells of the data, where that is passed on."
+)
 TARGETS = ("privacy.epsilon=", "privacy.sigma=")
 
 
@@ -145,23 +154,13 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
         return Question(run=config, names=config.experiment.names)
     if detect_config(file) is ExperimentConfig:
         config = load(ExperimentConfig, [file], settings)
-        return Question(run=config, names=_roster(config, file.parent / "roster.json"))
+        return Question(run=config, names=members(config, file.parent / "roster.json"))
     node = resolve_paths(load(NodeConfig, [file]), file.parent)
     config = load(ExperimentConfig, [node.run], settings)
     node.check_task(config.task)
     return Question(
-        run=config, names=_roster(config, node.roster), data=node.data.name, budget=node.budget
+        run=config, names=members(config, node.roster), data=node.data.name, budget=node.budget
     )
-
-
-def _roster(config: ExperimentConfig, roster: Path) -> Sequence[str]:
-    """A sealed run has a roster; an experiment says how many."""
-    sealed = (
-        config.run.federation
-        and roster.exists()
-        and "nodes" not in config.experiment.model_fields_set
-    )
-    return Roster.load(roster, config.run.federation).names if sealed else config.experiment.names
 
 
 def with_options(
@@ -190,6 +189,8 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         LedgerError: of the ledger.
     """
     run, privacy = question.run, question.run.privacy
+    if find(run.algorithm.name).PUBLIC:
+        return _without_private_data(question)
     if privacy.mode != "strict":
         raise ConfigurationError(
             f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.'
@@ -213,14 +214,20 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         sigma, spent = price(releases := algorithm.releases(degree))
         return Cost(degree=degree, releases=releases, sigma=sigma, epsilon=spent, **graph)
 
-    graphs, impossible = _graphs(run, question.names)
-    if question.degree is not None:
+    graphs, impossible = ([], {}) if algorithm.SILENT else _graphs(run, question.names)
+    if algorithm.SILENT:
+        own = cost(0, graph="")
+    elif question.degree is not None:
         own = cost(question.degree, graph="")
     else:
         own = cost(**_facts(run.topology.kind, run.neighborhoods(question.names)))
     mechanism = release_mechanism(
         privacy, d=d or 0, sigma=own.sigma, releases=own.releases, unit=unit
     )
+    link = 0.0 if algorithm.SILENT else epsilon_link(mechanism, rounds, privacy.delta)
+    known = membership(mechanism, rounds)
+    if algorithm.SILENT:
+        known = replace(known, link=known.fpr)
     return PrivacyPlan(
         algorithm=run.algorithm.name,
         nodes=len(question.names),
@@ -228,6 +235,7 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         rate=privacy.rate,
         parameters=d,
         target=privacy.epsilon,
+        silent=SILENT.format(run.algorithm.name) if algorithm.SILENT else "",
         privacy=Privacy(
             mode="strict",
             batches=privacy.batches,
@@ -236,20 +244,50 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
             delta=privacy.delta,
             sigma=own.sigma,
             accountant="PLD",
-            epsilon=Epsilon(total=own.epsilon, link=epsilon_link(mechanism, rounds, privacy.delta)),
+            epsilon=Epsilon(total=own.epsilon, link=link),
             public_validation=run.validation.public,
             insecure_seed=privacy.insecure_seed is not None,
             warning=warning(privacy, run.train, own.epsilon),
         ),
-        membership=membership(mechanism, rounds),
+        membership=known,
         cost=own,
         graphs=tuple(
             sorted((cost(**graph) for graph in graphs), key=attrgetter("releases", "graph"))
         ),
         impossible=impossible,
-        doubts=tuple(_doubts(run.privacy, own, d)),
+        doubts=tuple(_doubts(run, own, d)),
         lifetime=_lifetime(question, mechanism) if question.data else None,
         proposals=_proposals(question, d, say),
+    )
+
+
+def _without_private_data(question: Question) -> PrivacyPlan:
+    """Of an algorithm whose data are public."""
+    run = question.run
+    free = Cost(graph="", degree=0, releases=0, sigma=0.0, epsilon=0.0)
+    return PrivacyPlan(
+        algorithm=run.algorithm.name,
+        nodes=len(question.names),
+        rounds=run.train.rounds,
+        rate=run.privacy.rate,
+        parameters=_parameters(run),
+        target=None,
+        silent=PUBLIC.format(run.algorithm.name),
+        privacy=Privacy(
+            mode="none",
+            adjacency=run.task.adjacency,
+            unit=run.task.unit,
+            sigma=0.0,
+            epsilon=Epsilon(total=0.0, link=0.0),
+            public_validation=run.validation.public,
+        ),
+        membership=Membership(fpr=FPR, total=FPR, link=FPR),
+        cost=free,
+        graphs=(),
+        impossible={},
+        doubts=(),
+        lifetime=None,
+        proposals=(),
     )
 
 
@@ -273,9 +311,10 @@ def known(question: Question, curious: Sequence[str]) -> Finding:
     return knowledge.finding(Plan.of(question.run, neighborhoods), curious)
 
 
-def _doubts(privacy: PrivacySection, own: Cost, d: int | None) -> Iterator[str]:
-    examples = privacy.max_examples or privacy.batch / privacy.rate
-    doubts = [weak(own.epsilon), loose_delta(privacy.delta, examples)]
+def _doubts(run: RunConfig, own: Cost, d: int | None) -> Iterator[str]:
+    privacy = run.privacy
+    examples = privacy.public_examples
+    doubts = [weak(own.epsilon), loose_delta(privacy.delta, examples, run.task.unit)]
     if d is not None:
         doubts.append(hopeless(privacy, sigma=own.sigma, d=d, examples=examples))
     yield from filter(None, doubts)

@@ -13,6 +13,8 @@ from node.privacy.accountant import OTHER_UNIT
 from node.records.journal import plain
 from node.records.summary import LINK, conditions
 
+WITH_MODEL = "against whoever is given the model"
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -30,6 +32,8 @@ def show(plan: PrivacyPlan) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    if plan.privacy.mode == "none":
+        return Text(plan.silent)
     wanted = "" if plan.target is None else f" for ε_total ≤ {plan.target:g}"
     table = Table(
         "graph",
@@ -54,7 +58,9 @@ def show(plan: PrivacyPlan) -> RenderableType:
         table.add_row(cost.graph, *cells)
     lines = [*_headline(plan), _meaning(plan), *_lifetime_lines(plan)]
     no = [Text(f"not {kind}: {why}") for kind, why in plan.impossible.items()]
-    parts: list[RenderableType] = [*map(Text, lines), Text(), table, *no]
+    parts: list[RenderableType] = [*map(Text, lines)]
+    if plan.graphs:
+        parts += [Text(), table, *no]
     if plan.lifetime and plan.lifetime.runs:
         parts[len(lines) : len(lines)] = [Text(), runs_table(plan.lifetime)]
     if plan.proposals:
@@ -66,11 +72,12 @@ def _meaning(plan: PrivacyPlan) -> str:
     """What the ε is worth to a known record."""
     known, unit = plan.membership, plan.privacy.unit
     whose = f"all rows of one {unit}" if unit else "one record"
+    alone = "" if plan.silent else f"{100 * known.link:.3g} % from one neighbor's answers alone; "
+    has = ", has the model" if plan.silent else ""
     return (
-        f"What it means: who knows all other data, and suspects {whose} to be there, is right "
+        f"What it means: who knows all other data{has}, and suspects {whose} to be there, is right "
         f"about at most {100 * known.total:.3g} % of those that are, when wrong about "
-        f"{100 * known.fpr:g} % of those that are not ({100 * known.link:.3g} % from one "
-        f"neighbor's answers alone; {100 * known.fpr:g} % by guessing)"
+        f"{100 * known.fpr:g} % of those that are not ({alone}{100 * known.fpr:g} % by guessing)"
     )
 
 
@@ -105,6 +112,23 @@ def _proposals(plan: PrivacyPlan) -> Table:
 
 def _headline(plan: PrivacyPlan) -> Iterator[str]:
     cost, privacy = plan.cost, plan.privacy
+    if plan.silent:
+        yield plan.silent
+        yield (
+            f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} "
+            f"({conditions(privacy, WITH_MODEL)})"
+        )
+    else:
+        yield from _costs(plan)
+    if privacy.warning and privacy.warning not in plan.doubts:
+        yield f"! {privacy.warning}"
+    for doubt in plan.doubts:
+        yield f"! {doubt}"
+
+
+def _costs(plan: PrivacyPlan) -> Iterator[str]:
+    """Of an algorithm that talks."""
+    cost, privacy = plan.cost, plan.privacy
     where = f"{cost.graph} of {plan.nodes} nodes" if cost.graph else "any graph"
     yield (
         f"{plan.algorithm}, {where}, {cost.degree} neighbors at most: |K| = {cost.releases} "
@@ -112,10 +136,6 @@ def _headline(plan: PrivacyPlan) -> Iterator[str]:
     )
     yield f"σ = {cost.sigma:.4g}: ε_total = {cost.epsilon:.3g} ({conditions(privacy)})"
     yield f"ε_link = {privacy.epsilon.link or 0:.3g} (one neighbor alone, same conditions; {LINK})"
-    if privacy.warning and privacy.warning not in plan.doubts:
-        yield f"! {privacy.warning}"
-    for doubt in plan.doubts:
-        yield f"! {doubt}"
 
 
 def _lifetime_lines(plan: PrivacyPlan) -> Iterator[str]:

@@ -69,7 +69,7 @@ def propose(
     privacy = run.privacy
     if privacy.epsilon is None:
         raise ConfigurationError("--propose looks for σ: set --epsilon, the target, not sigma.")
-    n = privacy.max_examples or privacy.batch / privacy.rate
+    n = privacy.public_examples
     examples = limits.examples or privacy.rate * n * run.train.rounds
     proposals = []
     for rounds, rate in _choices(run.train.rounds, examples / n):

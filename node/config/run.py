@@ -130,17 +130,24 @@ class PrivacySection(Section):
     """
 
     @property
+    def public_examples(self) -> float:
+        """n: how many examples, with task.unit persons, a node is taken to have: max_examples, else
+        B/q. Nobody's data were counted for it.
+        """
+        return self.max_examples or self.batch / self.rate
+
+    @property
     def largest_batch(self) -> int:
         """⌈qn + 6√(qn)⌉: examples of which an answer takes the time, however few are in its secret
         batch.
         """
-        expected = self.rate * (self.max_examples or self.batch / self.rate)
+        expected = self.rate * self.public_examples
         return ceil(expected + 6 * sqrt(expected))
 
     @property
     def largest_sum(self) -> float:
         """n·C, the largest norm of a sum of clipped gradients."""
-        return self.clip * (self.max_examples or self.batch / self.rate)
+        return self.clip * self.public_examples
 
     @model_validator(mode="after")
     def _one_target(self) -> PrivacySection:

@@ -6,8 +6,9 @@ Whoever runs, packs or checks an experiment starts from a `ResolvedRun`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -27,10 +28,11 @@ from node.data.examples import kinds
 from node.data.partition import Rows
 from node.learning import promises, start
 from node.learning.plan import Plan
-from node.learning.warnings import weak
+from node.learning.warnings import loose_delta, weak
 from node.privacy.unit_task import by_unit
 from node.tasks import validation
 from peer.errors import ConfigurationError
+from peer.identity.roster import Roster
 from peer.message import Peer
 from peer.topology import make_neighborhoods
 
@@ -86,7 +88,7 @@ class ResolvedRun:
 
     def checked(self) -> ResolvedRun:
         """This run, after trying all that can be wrong before it starts: task, model, attack. A
-        planned ε that promises nothing is a warning on standard error.
+        planned ε that promises nothing, or a δ that keeps nothing, is a warning on standard error.
 
         Raises:
             ConfigurationError, DataError: one sentence.
@@ -96,9 +98,17 @@ class ResolvedRun:
             _check_task(self)
         else:
             _check_names(self)
-        if text := weak(self.plan.epsilon):
+        for text in self._doubts():
             print(f"warning: {text}", file=sys.stderr)
         return self
+
+    def _doubts(self) -> Iterator[str]:
+        """Why the planned ε promises little; from public figures alone."""
+        planned, privacy = self.plan.epsilon, self.run.privacy
+        if planned is not None:
+            unit = self.run.task.unit
+            loose = loose_delta(privacy.delta, privacy.public_examples, unit)
+            yield from filter(None, (weak(planned), loose))
 
 
 def resolve(
@@ -204,6 +214,16 @@ def _check_names(resolved: ResolvedRun) -> None:
     tasks.sealed(resolved.run)
     if resolved.run.task.name in SUPERVISED:
         models.check_name(resolved.run.task.model)
+
+
+def members(config: ExperimentConfig, roster: Path) -> Sequence[Peer]:
+    """Who takes part: a sealed run has a roster, an experiment says how many."""
+    sealed = (
+        config.run.federation
+        and roster.exists()
+        and "nodes" not in config.experiment.model_fields_set
+    )
+    return Roster.load(roster, config.run.federation).names if sealed else config.experiment.names
 
 
 def participants(config: ExperimentConfig) -> Sequence[Peer]:

@@ -332,7 +332,7 @@ def read(path: Path) -> Summary:
         raise DataError(f"{path} is no summary of this version: {place}: {first['msg']}.") from None
 
 
-def conditions(privacy: Privacy) -> str:
+def conditions(privacy: Privacy, against: str = AGAINST) -> str:
     """What must stand beside every ε_total: mode, adjacency, δ, batches, accountant, who colludes,
     what voids it.
     """
@@ -342,7 +342,7 @@ def conditions(privacy: Privacy) -> str:
         parts.append(f"{privacy.batches} batches")
     parts.append(privacy.accountant or "accountant unknown")
     parts.append(
-        AGAINST if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration"
+        against if privacy.mode == "strict" else "NOT a guarantee: the papers' own calibration"
     )
     if privacy.insecure_seed:
         parts.append("VOID: insecure_seed makes the noise public")

@@ -141,6 +141,15 @@ def test_all_releases_of_an_algorithm_that_answers_are_counted() -> None:
     assert 1 < listen(made, COALITION).sigma / made.mechanism.sigma < 1.12
 
 
+def test_what_pdsl_releases_is_heard_and_counted() -> None:
+    """Weights by Shapley values are left out, answers are not."""
+    made = setting(algorithm="pdsl", canaries=900, rounds=10)
+    heard = listen(made, COALITION)
+    assert made.mechanism.releases == 3
+    assert 1 < heard.sigma / made.mechanism.sigma < 1.25
+    assert refuted(made, heard) == ""
+
+
 async def test_over_grpc_it_hears_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
     """mTLS, sessions and drivers; the curious node keeps what comes out of its own port."""
     folder, rounds = tmp_path_factory.mktemp("people"), 4

@@ -107,6 +107,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
         ((), {"records": 400}, "records, and inverting 400"),
         (("task.model=lenet", "task.image_size=28"), {}, "task.model = softmax or mlp"),
         (("algorithm.name=centralized", "algorithm.lr=1"), {}, "an algorithm of several nodes"),
+        (("task.data=own",), {}, "stay with their hosts"),
     ],
 )
 def test_what_can_t_be_inverted_is_a_sentence(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
+import torch
 
 from node.audit import Unfit
 from node.audit.knowledge import Release, hops, knowledge, reconstructions
@@ -136,8 +137,21 @@ def test_answers_are_known_to_those_who_asked() -> None:
 def test_what_it_is_not_worked_out_for() -> None:
     with pytest.raises(Unfit, match="All nodes are curious"):
         reconstructions(plan("full", 2), ["n0", "n1"], 3)
-    with pytest.raises(Unfit, match=r"algorithm\.name=d-psgd"):
-        knowledge(plan("full", 3, "ross"), ["n0"], 2)
+    for name in ("dsgd-adam", "deca"):  # a step of Adam is no weighted sum
+        with pytest.raises(Unfit, match=r"algorithm\.name=d-psgd"):
+            knowledge(plan("full", 3, name), ["n0"], 2)
+    with pytest.raises(Unfit, match=r"algorithm\.mix_by=w"):
+        knowledge(plan("full", 3, "ross", mix_by="trimmed_mean"), ["n0"], 2)
+
+
+@pytest.mark.parametrize("normalization", ["relu", "softmax"])
+def test_shapley_values_of_neighbors_that_are_worth_the_same_are_w(normalization: str) -> None:
+    """Then ROSS is plain cross-averaging, message by message."""
+    step = {"beta": 0.5, "weight_decay": 0.0}
+    made = knowledge(plan("ring", 5, "ross", normalization=normalization, **step), ["n0"], 3)
+    plain = knowledge(plan("ring", 5, "xavg", **step), ["n0"], 3)
+    assert made.places == plain.places
+    torch.testing.assert_close(made.matrix, plain.matrix)
 
 
 def test_hops() -> None:

@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from kit import LONG, ROOT
+from node.audit.inversion import invert
 from node.audit.lira import rate_at, scores
-from node.audit.membership import Membership, infer
-from node.audit.modes import in_mode
+from node.audit.membership import Membership, _coins, infer
+from node.audit.modes import examples_of, in_mode
 from node.config import ExperimentConfig, load
-from node.experiments.resolve import resolve
+from node.experiments.resolve import ResolvedRun, resolve
 from node.privacy.accountant import Mode
 from peer.errors import ConfigurationError
 
@@ -84,6 +85,61 @@ def attacked(mode: Mode, sigma: float = 1.5) -> tuple[Membership, ...]:
     return infer(resolve(config), runs=RUNS, records=RECORDS, seed=1)
 
 
+def test_each_record_is_there_by_a_coin_of_its_own() -> None:
+    """Halves of a fixed size would all be of one size: then one record more is another one less,
+    which is not what ε speaks of.
+    """
+    present = _coins(np.random.default_rng(0), 400, 100)
+    sizes = present.sum(1)
+    assert abs(sizes.mean() - 50) < 4 * 5 / 20
+    assert abs(sizes.std() - 5) < 4 * 5 / 800**0.5
+    with pytest.raises(ConfigurationError, match="32 records of a node at least"):
+        _coins(np.random.default_rng(0), 4, 31)
+
+
+@pytest.fixture(scope="module")
+def persons(tmp_path_factory: pytest.TempPathFactory) -> ResolvedRun:
+    """Two nodes without noise, and a table of eighty persons with three rows each."""
+    draw = np.random.default_rng(0)
+    table = tmp_path_factory.mktemp("persons") / "table.csv"
+    names = [f"x{k}" for k in range(60)]
+    lines = [",".join(["who", "label", *names])]
+    for k, row in enumerate(draw.normal(size=(240, len(names)))):
+        lines.append(",".join([f"p{k // 3}", str(k % 2), *(f"{value:.3f}" for value in row)]))
+    table.write_text("\n".join(lines))
+    features = dict.fromkeys(names, (0.0, 1.0))
+    task = {"data": "file", "path": table, "unit": "who", "classes": 2, "features": features}
+    config = ExperimentConfig.model_validate(
+        {
+            "algorithm": {"name": "d-psgd", "lr": 0.3},
+            "task": task,
+            "train": {"rounds": 6},
+            "privacy": {"mode": "none", "batch": 40},
+            "experiment": {"nodes": 2, "partition": "iid"},
+        }
+    )
+    return resolve(config)
+
+
+def test_with_a_unit_persons_are_there_or_not(persons: ResolvedRun) -> None:
+    """All rows of one, or none."""
+    examples = examples_of(persons, "n0")
+    assert max(len(rows) for rows in examples) == 3
+    assert persons.train is not None
+    assert persons.train.units is not None
+    whose = [set(persons.train.units[rows].tolist()) for rows in examples]
+    assert {len(each) for each in whose} == {1}
+    assert len(set.union(*whose)) == len(examples)
+    [result] = infer(persons, runs=4, seed=1)
+    assert result.records == len(examples)
+    assert result.auc > 0.8
+
+
+def test_with_a_unit_persons_of_one_record_are_inverted(persons: ResolvedRun) -> None:
+    result = invert(persons, "trap", records=8, seed=1)
+    assert (result.records, result.recovered) == (8, 8)
+
+
 def test_without_noise_a_neighbor_knows_who_is_there() -> None:
     near, far = attacked("none")
     assert (near.watcher, far.watcher) == ("neighbor", "two hops")
@@ -102,7 +158,7 @@ def test_in_mode_strict_nobody_knows_more_than_the_accountant_says() -> None:
 
 def test_power_with_less_noise_a_neighbor_exceeds_that_bound() -> None:
     bound = attacked("strict")[0].rates[0].bound
-    near, _ = attacked("strict", sigma=0.01)
+    near, _ = attacked("strict", sigma=0.001)
     assert near.rates[0].low > bound
     assert near.rates[0].bound == 1.0
 
@@ -111,7 +167,7 @@ def test_power_with_less_noise_a_neighbor_exceeds_that_bound() -> None:
     ("settings", "runs", "words"),
     [
         ((), 3, "4 runs at least"),
-        (("task.data=own",), 4, "divided by rows"),
+        (("task.data=own",), 4, "stay with their hosts"),
         (("algorithm={name='local', lr=1}",), 4, "sends nothing"),
         (("algorithm={name='local', lr=1}", "experiment.nodes=1"), 4, "no neighbors"),
     ],

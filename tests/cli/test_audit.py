@@ -8,12 +8,19 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
+from kit import ROOT
 from kit.command import Call
+from node.audit import AUDITS, Unfit
+from node.audit.overheard import check_linear
+from node.cli import audit as cli
+from node.config import ExperimentConfig, load
+from node.learning.plan import Plan
 from node.privacy import noise
 from node.randomness import Stream
 from peer.errors import EXIT_BROKEN
@@ -36,6 +43,7 @@ def test_a_run_that_keeps_its_promise(peerpoise: Call, experiment: Path, tmp_pat
     canaries = found["audits"]["canaries"][0]
     assert found["failed"] == []
     assert (canaries["mode"], canaries["canaries"], canaries["rounds"]) == ("strict", 900, 8)
+    assert canaries["adjacency"] == found["adjacency"] == "add/remove one example"
     near, both = canaries["attackers"]
     assert 0 < near["family"] < both["family"] <= canaries["claimed"]
     assert both["one_run"] <= both["family"]
@@ -76,13 +84,60 @@ def test_a_promise_that_is_broken(
 
 
 def test_what_does_not_fit_is_said(peerpoise: Call, experiment: Path) -> None:
-    ross = ("--set", "algorithm.name=ross", "--set", "privacy.mode=none")
-    result = peerpoise("audit", experiment, *ross)
-    assert result.code == 0
-    assert re.search("canaries +What curious nodes learn of ross is not worked out", result.out)
-    alone = peerpoise("audit", experiment, *ross, "--only", "knowledge")
+    """And nobody is told that a run was attacked when it was not."""
+    deca = ("--set", "algorithm.name=deca", "--set", "privacy.mode=none")
+    result = peerpoise("audit", experiment, *deca)
+    assert result.code == 78
+    assert re.search("canaries +What curious nodes learn of deca is not worked out", result.out)
+    assert "None of the attacks can be made of this run" in result.out
+    alone = peerpoise("audit", experiment, *deca, "--only", "knowledge")
     assert (alone.code, alone.out) == (78, "")
-    assert "What curious nodes learn of ross is not worked out" in alone.err
+    assert "What curious nodes learn of deca is not worked out" in alone.err
+
+
+def test_its_help_names_attacks_and_examples(peerpoise: Call) -> None:
+    """Those that there are, and examples whose algorithm can be attacked."""
+    assert cli.NAMES == tuple(AUDITS)
+    shown = " ".join(peerpoise("audit", "--help").out.split())
+    assert f"(repeatable): {', '.join(AUDITS)}." in shown
+    unbroken = "".join(shown.split())  # non-iid is, at its hyphen
+    assert f"anexample:{','.join(cli.EXAMPLES)}." in unbroken
+    for name in AUDITS:
+        assert f" {name}: " in shown
+    audible = set()
+    for file in (ROOT / "deploy" / "examples").glob("*.toml"):
+        config = load(ExperimentConfig, [file], environ={})
+        plan = Plan.of(config.run_config, config.neighborhoods(config.experiment.names))
+        with suppress(Unfit):
+            check_linear(plan)
+            audible.add(file.stem)
+    assert set(cli.EXAMPLES) == audible
+
+
+@pytest.mark.parametrize("name", ["local", "centralized"])
+def test_who_is_silent_is_not_attacked(peerpoise: Call, experiment: Path, name: str) -> None:
+    result = peerpoise("audit", experiment, "--set", f"algorithm.name={name}")
+    assert (result.code, result.out) == (78, "")
+    assert f"{name} sends nothing to anybody" in result.err
+
+
+def test_hosts_with_own_data(peerpoise: Call, experiment: Path, tmp_path: Path) -> None:
+    """The run that was packed is audited, with its hosts and the unit of its ε."""
+    own = ("--set", "task.data=own", "--set", "task.unit=patient_id")
+    hosts = [f"--host={name}=127.0.0.1:74{k}0" for k, name in enumerate(("a", "b"))]
+    data = [f"--data={name}=x-{name}:/{name}.csv" for name in ("a", "b")]
+    packed = tmp_path / "packed"
+    assert peerpoise("pack", experiment, *own, *hosts, *data, "--out", packed).code == 0
+    result = peerpoise("audit", packed / "a" / "run.toml", "--quick", "--canaries", "400")
+    assert result.code == 0, result.err
+    assert "Canaries at a: can those who listen tell which values of patient_id" in result.out
+    assert "add/remove all rows of one patient_id" in result.out
+    assert "one example" not in result.out
+    assert "stay with their hosts" in result.out
+    assert result.out.rstrip().endswith("Not made: inversion, membership.")
+    node = peerpoise("audit", packed / "a" / "node.toml")
+    assert node.code == 78
+    assert f"audit the run that it names, {packed / 'a' / 'run.toml'}." in node.err
 
 
 @pytest.mark.parametrize("command", ["audit", "plan"])

@@ -335,6 +335,13 @@ def test_algorithms_are_those_of_the_table(peerpoise: Call) -> None:
     assert all("never runs without noise" in found[name]["summary"] for name in NOISED)
     assert found["dpdl"]["paper"] == "arXiv 2606.04399"
     assert found["dpdl"]["reconstructions"]
+    assert found["badam"]["summary"].startswith("BAdam, block-wise Adam of every node for itself")
+    assert found["badam"]["paper"] == "arXiv 2404.02827"
+    assert found["dec-lora"]["summary"].startswith("Dec-LoRA, which is DSGD-Adam of low-rank")
+    assert found["dec-lora"]["paper"] == "arXiv 2106.09685"
+    summaries = [entry["summary"] for entry in found.values()]
+    assert len(set(summaries)) == len(summaries)
+    assert not [text for text in summaries if "arXiv" in text or text.count("(") != text.count(")")]
     assert all(entry["summary"] for entry in found.values())
     text = peerpoise("algorithms").out
     assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in found)

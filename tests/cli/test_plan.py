@@ -323,3 +323,63 @@ def test_proposals_need_a_target_and_room(peerpoise: Call) -> None:
     assert (result.code, "--epsilon" in result.err) == (78, True)
     result = peerpoise("plan", "--epsilon", "2", "--propose", "--examples", "1e9")
     assert (result.code, "--examples" in result.err) == (78, True)
+
+
+def test_who_learns_from_public_data_needs_no_noise(peerpoise: Call, experiment: Path) -> None:
+    """In whichever mode: mode strict is what the file says."""
+    for mode in ("strict", "none"):
+        settings = ("--set", "algorithm.name=public", "--set", f"privacy.mode={mode}")
+        found = planned(peerpoise, experiment, *settings)
+        assert (found["privacy"]["mode"], found["graphs"]) == ("none", [])
+        assert found["privacy"]["epsilon"]["total"] == found["privacy"]["epsilon"]["link"] == 0
+        assert found["membership"]["total"] == found["membership"]["fpr"]
+    text = peerpoise("plan", experiment, "--set", "algorithm.name=public").out
+    assert text.startswith("public learns from the public validation set alone")
+    assert "σ =" not in text
+    assert "ε_link" not in text
+
+
+@pytest.mark.parametrize("name", ["local", "centralized"])
+def test_who_is_silent_has_an_epsilon_of_its_model_alone(
+    peerpoise: Call, experiment: Path, name: str
+) -> None:
+    settings = ("--sigma", "2", "--set", f"algorithm.name={name}")
+    found = planned(peerpoise, experiment, *settings)
+    talking = planned(peerpoise, experiment, *settings[:3], "algorithm.name=d-psgd")
+    assert found["privacy"]["epsilon"]["total"] == talking["privacy"]["epsilon"]["total"]
+    assert (found["privacy"]["epsilon"]["link"], found["graphs"]) == (0, [])
+    assert found["membership"]["link"] == found["membership"]["fpr"]
+    text = peerpoise("plan", experiment, *settings).out
+    assert text.startswith(f"{name} sends nothing to any other node")
+    assert "against whoever is given the model" in text
+    assert "ε_link" not in text
+    assert "neighbor" not in text
+    assert "spectral gap" not in text
+
+
+LOOSE = (*("--set", "privacy.delta=0.01"), *("--set", "task.data=own"))
+SENTENCE = "δ = 0.01 is not below 1/n for n = 360 values of patient_id: publishing one of them"
+
+
+def test_a_loose_delta_is_told_of_persons(peerpoise: Call, experiment: Path) -> None:
+    unit = ("--set", "task.unit=patient_id", "--sigma", "2")
+    out = peerpoise("plan", experiment, *LOOSE, *unit).out
+    assert f"! {SENTENCE}" in out
+
+
+def test_a_loose_delta_is_told_once_before_a_run(
+    peerpoise: Call, experiment: Path, tmp_path: Path
+) -> None:
+    """What `simulate`, `up` and `pack` do first; n is B/q, as no record was counted."""
+    hosts = ("--host", "a=127.0.0.1:7443", "--host", "b=127.0.0.1:7444")
+    data = ("--data", "a=x:/a.csv", "--data", "b=y:/b.csv")
+    unit = ("--set", "task.unit=patient_id")
+    out = tmp_path / "packed"
+    packed = peerpoise("pack", experiment, *LOOSE, *unit, *hosts, *data, "--out", out)
+    assert (packed.code, packed.err.count(SENTENCE)) == (0, 1)
+    public = ("--set", "privacy.delta=0.01", "--set", "privacy.max_examples=50")
+    run = peerpoise("simulate", experiment, *public, "--folder", tmp_path / "run")
+    assert (run.code, run.err.count("is not below 1/n")) == (0, 0)
+    public = (*public[:3], "privacy.max_examples=100")
+    run = peerpoise("simulate", experiment, *public, "--folder", tmp_path / "other")
+    assert run.err.count("δ = 0.01 is not below 1/n for n = 100 examples") == 1

@@ -15,6 +15,7 @@ import node.rounds.lockstep
 from kit.toys import (
     GOSSIPING,
     LAYOUT,
+    TALKING,
     VARIANTS,
     D,
     Listened,
@@ -26,7 +27,7 @@ from kit.toys import (
     results,
     stream,
 )
-from node.algorithms import Resources, find
+from node.algorithms import ALGORITHMS, Resources, find
 from node.algorithms.sgd import Local, SgdConfig
 from node.rounds import lockstep
 from peer.errors import ConfigurationError
@@ -445,3 +446,9 @@ def test_it_tells_all_that_it_declares_and_nothing_else(variant):
     lockstep.run(nodes, neighborhoods, 2)
     for algorithm in nodes.values():
         assert {*algorithm.diagnostics()} == {it.name for it in algorithm.DIAGNOSTICS}
+
+
+def test_who_is_silent_declares_it() -> None:
+    """GRPO's toys have no warm-up, in which it talks."""
+    silent = {name for name in ALGORITHMS if find(name).SILENT}
+    assert silent | {"grpo"} == set(ALGORITHMS) - {name for name, _ in TALKING}
