@@ -27,7 +27,8 @@ from node.experiments.resolve import ResolvedRun, resolve
 
 EXAMPLES = Path(__file__).parents[1] / "deploy" / "examples"
 INVERTED = ("quickstart.toml", "task.model=mlp")
-FASHION = ("private.toml", "algorithm={name='dpdl', lr=1.0}")
+OF_768 = ("train.rounds=150", "privacy.rate=0.128", "privacy.batch=768")
+FASHION = ("private.toml", "algorithm={name='dpdl', lr=1.0}", *OF_768)
 INFERRED = ("quickstart.toml", "train.rounds=20")
 ATTACKS: tuple[tuple[Attack, int], ...] = (("trap", 1), ("trap", 8), ("optimized", 1))
 
