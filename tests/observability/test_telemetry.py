@@ -205,6 +205,13 @@ def test_the_budget_is_an_event_at_each_step(watch: Telemetry) -> None:
     assert {it["delta"] for it in events} == {watch.lifetime_delta}
 
 
+def test_before_the_ledger_is_read_the_status_names_no_epsilon(watch: Telemetry) -> None:
+    document = snapshot(watch)
+    assert document["state"] == "starting"
+    assert document["epsilon"] is not None
+    assert document["epsilon"]["run"] == {"total": None, "link": None}
+
+
 def test_the_status_says_that_the_budget_is_reached(watch: Telemetry) -> None:
     for exhausted in (False, True):
         gate = SimpleNamespace(exhausted=exhausted)
