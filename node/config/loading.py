@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from node.config import edges, shipped
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
+from node.config.run import RunConfig
 from node.config.section import Section, readable
 from node.encoding import Json, NotUtf8, read_text
 from peer import files
@@ -110,6 +111,13 @@ def origins(
     for origin, values in layers(model, files, settings):
         by_key |= dict.fromkeys(flatten(values), origin)
     return by_key
+
+
+def divide(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings of a node's file, and those of the run that it names."""
+    own = NodeConfig.model_fields.keys() - ExperimentConfig.model_fields.keys()
+    of_node = [setting for setting in settings if setting.partition("=")[0].split(".")[0] in own]
+    return of_node, [setting for setting in settings if setting not in of_node]
 
 
 def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -219,7 +227,8 @@ def sentence(
     owner = f" ({of})" if of else ""
     match first["type"]:
         case "extra_forbidden":
-            what = f"unknown key{owner}{_nearest(model, first['loc'])}"
+            hints = _elsewhere(model, first["loc"]) + _nearest(model, first["loc"])
+            what = f"unknown key{owner}{hints}"
         case "union_tag_not_found":
             what = f"{first['ctx']['discriminator']} is missing"
         case "union_tag_invalid":
@@ -231,6 +240,15 @@ def sentence(
     count = error.error_count() - 1
     more = f" ({count} more mistake{'s follow' if count > 1 else ' follows'}.)" if count else ""
     return f"Configuration{source}: {readable(where)}: {what}.{more}"
+
+
+def _elsewhere(model: type[Section], location: Sequence[int | str]) -> str:
+    """Which other file has this key; empty: none."""
+    if issubclass(model, NodeConfig) and location[0] in ExperimentConfig.model_fields:
+        return "; it belongs in the run's file, run.toml, which is the same at all nodes"
+    if issubclass(model, RunConfig) and location[0] in NodeConfig.model_fields:
+        return "; it belongs in the node's own file, node.toml"
+    return ""
 
 
 def _nearest(model: type[Section], location: Sequence[int | str]) -> str:

@@ -170,6 +170,20 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     assert f"{max(fits)} of the 40 rounds" in said
 
 
+def test_settings_of_a_node_file_go_to_the_node_and_others_to_its_run(
+    peerpoise: Call, node: Path
+) -> None:
+    settings = ("--set", f"budget.epsilon={2 * LIMIT}", "--set", "train.rounds=20")
+    found = planned(peerpoise, node, *settings)
+    assert (found["lifetime"]["limit"], found["rounds"]) == (2 * LIMIT, 20)
+    assert planned(peerpoise, node, "--set", "data.name=other")["lifetime"]["spent"] == 0
+    refused = peerpoise("plan", node.parent / "run.toml", *settings)
+    assert refused.code == 78
+    assert "budget: unknown key; it belongs in the node's own file, node.toml." in refused.err
+    checked = peerpoise("config", "check", node, "--set", "privacy.epsilon=2")
+    assert "privacy: unknown key; it belongs into the run's file, run.toml" in checked.err
+
+
 def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
     """None is made by asking: one that is not there counts as 0. One in use is read, too."""
     found = planned(peerpoise, node, "--data", "other")["lifetime"]
