@@ -6,6 +6,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar, get_args
@@ -24,6 +25,15 @@ from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
 
+BESIDE = (
+    ("topology", "file"),
+    ("train", "start"),
+    ("task", "path"),
+    ("task", "text", "test"),
+    ("validation", "path"),
+)
+"""Keys of a run that name files."""
+
 C = TypeVar("C", bound=Section)
 Tree = Json
 """Nested values, as TOML has them."""
@@ -37,6 +47,9 @@ def load(
 ) -> C:
     """Reads and checks a configuration.
 
+    Files that a run's file names lie beside it; those named by a setting or by the environment are
+    looked for in the working directory.
+
     Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an empty value removes
     the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
 
@@ -44,9 +57,12 @@ def load(
         ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
     """
     merged: Tree = {}
-    for _, values in layers(model, files, settings, environ):
+    folders = chain((file.parent for file in files), repeat(Path()))
+    every = layers(model, files, settings, environ)
+    for (_, values), folder in zip(every, folders, strict=False):
+        take_beside(values, folder)
         merge(merged, values)
-    take_beside(merged, files[-1].parent if files else Path())
+    edges.inline(merged)
     try:
         return model(**drop_none(merged))
     except ValidationError as error:
@@ -54,16 +70,16 @@ def load(
 
 
 def take_beside(values: Tree, folder: Path) -> None:
-    """Takes in, in place, what a run's values name beside their file: the edges of
-    `topology.file`, and where `train.start` lies, from the root.
-
-    Raises:
-        ConfigurationError: one sentence that names file and line.
+    """Writes from the root, in place, the paths of files that a run's values name beside their
+    own.
     """
-    edges.inline(values, folder)
-    section = values.get("train")
-    if isinstance(section, dict) and isinstance(file := section.get("start"), str):
-        section["start"] = str((folder / Path(file).expanduser()).absolute())
+    for *around, key in BESIDE:
+        section: object = values
+        for name in around:
+            section = section.get(name) if isinstance(section, dict) else None
+        file = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(file, str) and file:
+            section[key] = str((folder / Path(file).expanduser()).absolute())
 
 
 def detect_config(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:

@@ -21,7 +21,7 @@ from node.config import (
     TaskSection,
 )
 from node.experiments.federation import Federation
-from node.experiments.provisioning import ASKED, OWN, divide, own_tasks, prepare
+from node.experiments.provisioning import ASKED, OWN, copy, divide, own_tasks, prepare
 from peer import files
 from peer.codec import NAME
 from peer.endpoint import WILDCARD_HOSTS, endpoint, format_endpoint
@@ -97,7 +97,12 @@ def pack(
         budget = _budget(resolved.plan, first=not known and config.train.start is None)
     homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
     pinned = resolved.pinned()  # its mistakes come before anything is written
-    sealed = prepare(files.new_dir(out), pinned, homes, known, keys)
+    public = _public_files(pinned.task)
+    beside = pinned.model_copy(update={"task": _beside(pinned.task, public)})
+    sealed = prepare(files.new_dir(out), beside, homes, known, keys)
+    for home in (*homes, out):
+        for name, path in public.items():
+            copy(path, home / name)
     for home, node in homes.items():
         text = _instructions(node, sealed, has_key=(home / "node.key").exists())
         files.atomic_write(home / "README.txt", text.encode())
@@ -149,6 +154,33 @@ def _check_data(
         raise ConfigurationError(
             f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.'
         )
+
+
+def _public_files(task: TaskSection) -> dict[str, Path]:
+    """Name -> a public file that the run names, of which every host gets a copy. (A folder has to
+    be at one place on all hosts.)
+
+    Raises:
+        ConfigurationError: two of one name.
+    """
+    named = [task.path, task.text.test if task.text else None]
+    there = [path for path in named if path and path.is_file()]
+    by_name = {path.name: path for path in there}
+    if len(by_name) < len({*there}):
+        raise ConfigurationError(
+            f"task.path and task.text.test are both called {there[0].name}, and pack copies them "
+            "into one folder; rename one."
+        )
+    return by_name
+
+
+def _beside(task: TaskSection, public: Mapping[str, Path]) -> TaskSection:
+    """The task with its public files beside run.toml."""
+    text = task.text
+    if text and text.test and text.test.name in public:
+        text = text.model_copy(update={"test": Path(text.test.name)})
+    path = Path(task.path.name) if task.path and task.path.name in public else task.path
+    return task.model_copy(update={"path": path, "text": text})
 
 
 def _check_task(task: TaskSection) -> None:
