@@ -62,7 +62,9 @@ def _number(name: str, cells: Sequence[object], feature: NumberFeature) -> Profi
     known = values[np.isfinite(values)]
     empty = _share(len(values) - len(known) - len(wrong), len(values))
     if not len(known):
-        return Profile(name, f"{empty} missing", "it has no number", f"see {name!r} in the file")
+        return Profile(
+            name, f"{empty} missing", "the column has no number", f"see {name!r} in the file"
+        )
     x = (known - feature.center) / feature.scale
     clipped = (np.abs(x) > feature.clip).mean() if feature.clip else 0.0
     texts = [f"mean {known.mean():.4g}, {known.min():.4g} … {known.max():.4g}", f"{empty} missing"]
@@ -90,11 +92,11 @@ def _unit(x: NDArray[np.float64]) -> str:
     spreads = spreads if spreads[1] else spreads[:1]  # more than half of them are one value
     if (widest := max(spreads)) < NARROW:
         times = f"{1 / widest:.0f} times" if widest else "infinitely"
-        return f"another unit? It is {times} narrower than its scale says"
+        return f"another unit? Its values are {times} narrower than its scale says"
     if (narrowest := min(spreads)) > WIDE:
-        return f"another unit? It is {narrowest:.0f} times wider than its scale says"
+        return f"another unit? Its values are {narrowest:.0f} times wider than its scale says"
     if (aside := min(abs(float(x.mean())), abs(float(middle)))) > ASIDE:
-        return f"another unit? It lies {aside:.1f} scales away from center"
+        return f"another unit? Its values lie {aside:.1f} scales away from center"
     return ""
 
 
@@ -126,7 +128,9 @@ def _date(name: str, cells: Sequence[object], feature: DateFeature) -> Profile:
     n = len(dates)
     text = f"{_share(n - len(known) - len(wrong), n)} missing, {_share(len(wrong), n)} unreadable"
     if not known:
-        return Profile(name, text, "it has no date", f"see {name!r} in the file, and its format")
+        return Profile(
+            name, text, "the column has no date", f"see {name!r} in the file, and its format"
+        )
     first, last = (f"{moment(known):%Y-%m-%d}" for moment in (min, max))
     return Profile(name, f"{first} … {last}; {text}")
 

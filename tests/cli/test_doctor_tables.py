@@ -92,11 +92,11 @@ def no_creatinine(column: str, cell: str) -> str:
     ("change", "column", "says", "code"),
     [
         (in_other_unit, "creatinine", "times narrower than its scale says", 0),
-        (no_creatinine, "creatinine", "it has no number", 0),
+        (no_creatinine, "creatinine", "the column has no number", 0),
         (wards_by_number, "ward", "3 categories are not in task.features", 0),
         (all_died, "label died", "all rows have one label", 0),
         (ages_in_days, "age", "times wider than its scale says", 1),
-        (ages_in_months, "age", "another unit?", 1),
+        (ages_in_months, "age", "another unit? Its values are", 1),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
