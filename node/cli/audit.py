@@ -12,13 +12,10 @@ from typing import Annotated
 import typer
 
 from node.cli.options import Curious, Json, Settings, names
-from node.observability.output import print_json
+from node.observability.output import print_json, screen
 from peer.errors import EXIT_BROKEN, EXIT_OK, ConfigurationError
 
 app = typer.Typer()
-
-WIDE = 160
-"""Columns of tables that no terminal shows."""
 
 
 @app.command()
@@ -49,7 +46,6 @@ def audit(
 
     Exit code 5 when an attack refutes it. No real record is used but what a public data set has.
     """
-    from rich.console import Console
 
     from node import audit as auditing
     from node.audit import page
@@ -75,9 +71,7 @@ def audit(
     if as_json:
         print_json(page.document(config, findings))
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=WIDE)
+        console = screen()
         for finding in chain.from_iterable(findings.values()):
             console.print(tables.rich(finding.table), "")
         console.print(page.verdict(config, findings), markup=False, soft_wrap=True)

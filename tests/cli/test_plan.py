@@ -181,7 +181,7 @@ def test_settings_of_a_node_file_go_to_the_node_and_others_to_its_run(
     assert refused.code == 78
     assert "budget: unknown key; it belongs in the node's own file, node.toml." in refused.err
     checked = peerpoise("config", "check", node, "--set", "privacy.epsilon=2")
-    assert "privacy: unknown key; it belongs into the run's file, run.toml" in checked.err
+    assert "privacy: unknown key; it belongs in the run's file, run.toml" in checked.err
 
 
 def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
@@ -252,6 +252,18 @@ def test_budget(peerpoise: Call, node: Path) -> None:
         assert part in said
     at = json.loads(peerpoise("budget", "--config", node, "--delta", "1e-5", "--json").out)[0]
     assert at["spent"] > account["spent"]
+
+
+def test_no_cell_is_cut_where_there_is_no_terminal(
+    peerpoise: Call, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with Ledger.open(node.parent / "ledger", "ward") as ledger:
+        [run] = ledger.runs()
+    for command in (("budget", "--config", node), ("plan", node)):
+        printed = peerpoise(*command).out
+        assert run.first in printed
+        assert run.last in printed
 
 
 def test_budget_of_all_ledgers_and_of_none(
