@@ -350,6 +350,12 @@ def _limit(budget: BudgetSection) -> str:
     return f"ε_total {budget.limit:g} (budget.epsilon in node.toml)."
 
 
+def _place(path: Path) -> str:
+    """Where a host looks for a file that its node.toml names."""
+    there = path.is_absolute() or path.parts[:1] == ("~",)
+    return str(path) if there else f"{path}, looked for in this folder, beside node.toml"
+
+
 def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
     path, at = node.data.path, node.listen.advertise
     key = (
@@ -363,14 +369,16 @@ def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
         else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
     )
     own = (
-        f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+        f"Its private data: {_place(path)} (data.path in node.toml; not copied by pack).\n"
+        if path
+        else ""
     )
     own += f"Their budget in all runs together: {_limit(node.budget)}\n" if path else ""
     if test := node.data.test:
         own += (
-            f"Its private test set: {test} (data.test in node.toml). Figures of it are outside of "
-            "ε, so they\nstay on this host, unless data.test_public = true shares them in "
-            "/metrics.\n"
+            f"Its private test set: {_place(test)} (data.test in node.toml). Figures of it are "
+            "outside of ε, so they\nstay on this host, unless data.test_public = true shares them "
+            "in /metrics.\n"
         )
     own += "".join(
         f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n"

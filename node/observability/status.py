@@ -90,6 +90,7 @@ class Epsilon(TypedDict):
     lifetime_delta: float
     """δ of lifetime and limit."""
     limit: float | None
+    """It is kept by PLD, whose ε is smaller than that of `accountant`."""
     reached: bool
     """True: budget reached: still mixing, no releases."""
     mode: str
@@ -326,7 +327,9 @@ def _epsilon(status: Status) -> list[str]:
     )
     if not epsilon["guaranteed"]:
         return [f"ε: infinite, there is no guarantee ({conditions}, {covers})"]
-    run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
+    run, limit = epsilon["run"], "none"
+    if epsilon["limit"] is not None:
+        limit = f"{_number(epsilon['limit'])} by PLD, whose ε is smaller"
     delta = f"δ = {epsilon['lifetime_delta']:g}"
     if epsilon["lifetime_delta"] != epsilon["delta"]:
         delta += ", another one than the run's: these figures can't be compared"

@@ -148,6 +148,16 @@ def node(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
     return home / "node.toml"
 
 
+def test_a_relative_path_of_data_is_looked_for_beside_the_node_file(
+    peerpoise: Call, node: Path
+) -> None:
+    home = node.parent.with_name("b")
+    told = (home / "README.txt").read_text(encoding="utf-8")
+    assert "Its private data: x.npz, looked for in this folder, beside node.toml (data" in told
+    ended = peerpoise("run", "--config", home / "node.toml", "--set", "listen.address=127.0.0.1:0")
+    assert (ended.code, f"There is no data file {home / 'x.npz'};" in ended.err) == (66, True)
+
+
 def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     found = planned(peerpoise, node)
     assert found["nodes"] == 5, "the roster's"

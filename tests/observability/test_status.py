@@ -325,7 +325,7 @@ def test_a_node_that_starts_says_what_is_known_of_its_epsilon():
     unread = status.Epsilon(**{**DOCUMENT["epsilon"], "run": none, "lifetime": None, "limit": 4.0})
     text = printed({**DOCUMENT, "state": "starting", "epsilon": unread})
     assert "ε: nothing is released while this node starts (mode strict, add/remove one" in text
-    assert "once the ledger is read, limit 4 (δ = 1e-05" in text
+    assert "once the ledger is read, limit 4 by PLD, whose ε is smaller (δ = 1e-05" in text
     assert "ε_total" not in text
     assert "ε_total infinite in this run" in printed({**DOCUMENT, "epsilon": unread})
 
