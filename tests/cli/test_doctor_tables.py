@@ -116,6 +116,20 @@ def test_a_factor_of_88_passes_without_the_mark(peerpoise: Call, pack: Pack) -> 
     assert (code, found["data"][0]["level"]) == (0, "ok")
 
 
+@pytest.mark.parametrize("change", [in_other_unit, lambda column, cell: cell])
+def test_run_says_it_too_to_its_own_host(
+    peerpoise: Call, pack: Pack, tmp_path: Path, change: Change
+) -> None:
+    file = pack(change, ("--set", "start.timeout_s=0.2"))
+    settings = ("listen.address=127.0.0.1:0", f"budget.ledger_dir={tmp_path / 'ledger'}")
+    options = [word for it in settings for word in ("--set", it)]
+    ended = peerpoise("run", "--quiet", "--config", file, *options)
+    line = (
+        "warning: Columns that look as if they were in another unit than run.toml says: creatinine."
+    )
+    assert (line in ended.err) == (change is in_other_unit)
+
+
 def test_bad_rows_are_counted(peerpoise: Call, pack: Pack) -> None:
     seen: list[str] = []
 
