@@ -132,17 +132,18 @@ def test_a_parquet_file_is_known_as_the_csv_it_was_made_of(host: Host, tmp_path:
     from pyarrow import parquet
 
     people = patients(60)
+    doses = [float(each["dose"]) for each in people]
     typed = {
         "id": [int(each["id"]) for each in people],
         "age": [float(each["age"]) for each in people],
-        "dose": [float(each["dose"]) for each in people],
+        "dose": doses,
         "sex": [each["sex"] for each in people],
         "ill": [int(each["ill"]) for each in people],
     }
     parquet.write_table(arrow.table(typed), tmp_path / "copy.parquet")
     host.use(run_of(**TABLE), "ward", save(tmp_path / "ward.csv", people))
     assert "100% of the rows" in host.is_known(run_of(**TABLE), tmp_path / "copy.parquet")
-    others = {**typed, "dose": [10 + dose for dose in typed["dose"]]}
+    others = {**typed, "dose": [10 + dose for dose in doses]}
     parquet.write_table(arrow.table(others), tmp_path / "others.parquet")
     assert host.is_known(run_of(**TABLE), tmp_path / "others.parquet") == ""
 
