@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from node.cli.options import Curious, Json, Settings, names
-from node.observability.output import print_json
+from node.observability.output import print_json, screen
 from peer.errors import EXIT_BROKEN, EXIT_OK, ConfigurationError
 
 app = typer.Typer()
@@ -21,8 +21,6 @@ NAMES = ("canaries", "inversion", "knowledge", "membership")
 """Of the attacks, as in `node.audit.AUDITS`; importing that would load torch."""
 EXAMPLES = ("full", "non-iid", "poisoned", "private", "quickstart", "scattering")
 """Those whose messages all attacks know."""
-WIDE = 160
-"""Columns of tables that no terminal shows."""
 
 
 @app.command()
@@ -62,8 +60,6 @@ def audit(
     Exit code 5 when an attack refutes the ε, 78 when none can be made of this run. No real record
     is used but what a public data set has.
     """
-    from rich.console import Console
-
     from node import audit as auditing
     from node.audit import page
     from node.config import ExperimentConfig, NodeConfig, detect_config, load
@@ -92,9 +88,7 @@ def audit(
     if as_json:
         print_json(page.document(config, findings))
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=WIDE)
+        console = screen()
         for finding in chain.from_iterable(findings.values()):
             console.print(tables.rich(finding.table), "")
         console.print(page.verdict(config, findings), markup=False, soft_wrap=True)

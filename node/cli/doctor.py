@@ -115,7 +115,7 @@ def _torch() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield fault("torch", f"it can't be imported: {first_line(error)}", CPU_WHEELS)
+        yield fault("torch", f"torch can't be imported: {first_line(error)}", CPU_WHEELS)
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     text = f"{torch.__version__}, {build} build, {torch.get_num_threads()} threads"

@@ -268,7 +268,7 @@ def _roster(node: NodeConfig, roster: Roster) -> Iterator[Finding]:
     else:
         yield fault(
             "roster",
-            f"it has another key for {node.name} than {own.files[0]}",
+            f"{node.roster} has another key for {node.name} than {own.files[0]}",
             "copy this node's own folder again",
         )
 

@@ -70,7 +70,7 @@ def _known(plan: Plan, node: NodeConfig, task: Task) -> Iterator[Finding]:
         if name not in (*known, node.data.name) and _spent(node.budget.folder, name):
             text = f"the ledger {name} does not know its rows: they were not kept when it spent"
             yield warning("rows", text, "nothing, if these are other data; its next run notes them")
-    yield ok("rows", f"not known under another name than {node.data.name}")
+    yield ok("rows", f"these rows are not known under another name than {node.data.name}")
 
 
 def _spent(folder: Path, name: str) -> bool:
@@ -96,9 +96,10 @@ def _left(plan: Plan, node: NodeConfig, mechanism: Mechanism) -> Iterator[Findin
     if not left:
         yield fault(
             "budget",
-            "it leaves no release to this run",
+            "budget.epsilon leaves no release to this run",
             "see peerpoise budget; raise budget.epsilon only if the data's owner agrees",
         )
     elif left < most:
-        text = f"it is spent after {left / most:.0%} of this run's releases; mixing goes on"
+        share = f"{left / most:.0%} of this run's releases"
+        text = f"budget.epsilon is spent after {share}; mixing goes on"
         yield warning("budget", text, "see peerpoise plan NODE.toml")

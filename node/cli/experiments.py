@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.options import Json, Settings
-from node.observability.output import print_json
+from node.observability.output import print_json, screen
 from peer.errors import EXIT_FAILURE, EXIT_OK, ConfigurationError
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from node.experiments.sweep.loop import Outcome
 
 app = typer.Typer()
-
-WIDE = 160
-"""Columns of a table that goes to a file."""
 
 Only = Annotated[
     list[str],
@@ -176,7 +173,6 @@ def _run(
 
 
 def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> None:
-    from rich.console import Console
 
     from node.experiments.report import aggregate, files, tables
 
@@ -194,9 +190,7 @@ def _show(known: Sweep, folder: Folder, outcome: Outcome, *, as_json: bool) -> N
     if as_json:
         print_json(files.document(findings) | totals)
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
+    console = screen()
     for grid in tables.grids(findings):
         console.print(tables.rich(grid), "")
     for note in findings.notes:

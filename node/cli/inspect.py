@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from node.cli.options import Curious, Json, Settings, names
-from node.observability.output import print_json
+from node.observability.output import print_json, screen
 from peer.errors import EXIT_FAILURE, EXIT_OK
 
 app = typer.Typer()
@@ -72,7 +72,7 @@ def plan(
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     if (epsilon is None) != (sigma is None):
         options.append("privacy.sigma=" if sigma is None else "privacy.epsilon=")
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen(soft_wrap=True)
     with Console(stderr=True).status("loading") as progress:
         from node.cli import plan as planning
         from node.cli import plan_shown
@@ -112,7 +112,6 @@ def budget(
 
     Daemons may run meanwhile. What a run to come would cost: peerpoise plan NODE.toml.
     """
-    from rich.console import Console
 
     from node.cli import budget as spending
 
@@ -120,7 +119,7 @@ def budget(
     if as_json:
         print_json(spending.document(accounts))
     else:
-        Console(highlight=False, soft_wrap=True).print(spending.show(accounts))
+        screen(soft_wrap=True).print(spending.show(accounts))
 
 
 @app.command()
@@ -151,7 +150,7 @@ def doctor(
     if as_json:
         print_json(examined)
     else:
-        Console(highlight=False).print(examination.show(findings))
+        screen().print(examination.show(findings))
     raise typer.Exit(EXIT_OK if examined["ok"] else EXIT_FAILURE)
 
 
@@ -200,7 +199,7 @@ def bench(
     """
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen(soft_wrap=True)
     with Console(stderr=True).status("loading") as progress:
         from node.cli import bench as measuring
 

@@ -30,6 +30,7 @@ from node.config import (
     NodeConfig,
     RunConfig,
     detect_config,
+    divide,
     load,
 )
 from node.daemon.bootstrap import resolve_paths
@@ -142,7 +143,7 @@ TARGETS = ("privacy.epsilon=", "privacy.sigma=")
 
 def read(file: Path | None, settings: Sequence[str]) -> Question:
     """From an experiment, a run.toml (with its roster.json beside it), a node.toml (with all it
-    names), or nothing.
+    names), or nothing. Of a node.toml `settings` may set keys of either file.
 
     Raises:
         ConfigurationError, IdentityError: one sentence.
@@ -155,8 +156,9 @@ def read(file: Path | None, settings: Sequence[str]) -> Question:
     if detect_config(file) is ExperimentConfig:
         config = load(ExperimentConfig, [file], settings)
         return Question(run=config, names=members(config, file.parent / "roster.json"))
-    node = resolve_paths(load(NodeConfig, [file]), file.parent)
-    config = load(ExperimentConfig, [node.run], settings)
+    of_node, of_run = divide(settings)
+    node = resolve_paths(load(NodeConfig, [file], of_node), file.parent)
+    config = load(ExperimentConfig, [node.run], of_run)
     node.check_task(config.task)
     return Question(
         run=config, names=members(config, node.roster), data=node.data.name, budget=node.budget

@@ -12,6 +12,7 @@ from node.config.experiment import Attackers, ExperimentConfig, ExperimentSectio
 from node.config.loading import (
     ENVIRONMENT_PREFIX,
     detect_config,
+    divide,
     drop_none,
     flatten,
     layers,
@@ -88,6 +89,7 @@ __all__ = [
     "TrainSection",
     "ValidationSection",
     "detect_config",
+    "divide",
     "layers",
     "flatten",
     "load",

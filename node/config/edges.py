@@ -16,7 +16,7 @@ from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError
 
 
-def inline(run: dict[str, object], folder: Path) -> None:
+def inline(run: dict[str, object]) -> None:
     """Reads `topology.file` of a run's values into `topology.edges`, unless those are there.
 
     Raises:
@@ -26,7 +26,7 @@ def inline(run: dict[str, object], folder: Path) -> None:
     if not isinstance(section, dict) or section.get("edges"):
         return
     if (file := section.get("file")) and isinstance(file, str):
-        run["topology"] = {**section, "edges": read(folder / Path(file).expanduser())}
+        run["topology"] = {**section, "edges": read(Path(file))}
 
 
 def read(file: Path) -> list[tuple[str | float, ...]]:

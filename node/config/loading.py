@@ -6,6 +6,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar, get_args
@@ -16,12 +17,22 @@ from pydantic import ValidationError
 from node.config import edges, shipped
 from node.config.experiment import ExperimentConfig
 from node.config.node import NodeConfig
+from node.config.run import RunConfig
 from node.config.section import Section, readable
 from node.encoding import Json, NotUtf8, read_text
 from peer import files
 from peer.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "PEERPOISE_"
+
+BESIDE = (
+    ("topology", "file"),
+    ("train", "start"),
+    ("task", "path"),
+    ("task", "text", "test"),
+    ("validation", "path"),
+)
+"""Keys of a run that name files."""
 
 C = TypeVar("C", bound=Section)
 Tree = Json
@@ -36,6 +47,9 @@ def load(
 ) -> C:
     """Reads and checks a configuration.
 
+    Files that a run's file names lie beside it; those named by a setting or by the environment are
+    looked for in the working directory.
+
     Precedence: `settings` ("a.b=value", the value in TOML or a bare word; an empty value removes
     the key) > environment (PEERPOISE_SECTION__KEY) > later files > earlier files > defaults.
 
@@ -43,9 +57,12 @@ def load(
         ConfigurationError: one sentence naming the file or setting, the key, and what is expected.
     """
     merged: Tree = {}
-    for _, values in layers(model, files, settings, environ):
+    folders = chain((file.parent for file in files), repeat(Path()))
+    every = layers(model, files, settings, environ)
+    for (_, values), folder in zip(every, folders, strict=False):
+        take_beside(values, folder)
         merge(merged, values)
-    take_beside(merged, files[-1].parent if files else Path())
+    edges.inline(merged)
     try:
         return model(**drop_none(merged))
     except ValidationError as error:
@@ -53,16 +70,16 @@ def load(
 
 
 def take_beside(values: Tree, folder: Path) -> None:
-    """Takes in, in place, what a run's values name beside their file: the edges of
-    `topology.file`, and where `train.start` lies, from the root.
-
-    Raises:
-        ConfigurationError: one sentence that names file and line.
+    """Writes from the root, in place, the paths of files that a run's values name beside their
+    own.
     """
-    edges.inline(values, folder)
-    section = values.get("train")
-    if isinstance(section, dict) and isinstance(file := section.get("start"), str):
-        section["start"] = str((folder / Path(file).expanduser()).absolute())
+    for *around, key in BESIDE:
+        section: object = values
+        for name in around:
+            section = section.get(name) if isinstance(section, dict) else None
+        file = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(file, str) and file:
+            section[key] = str((folder / Path(file).expanduser()).absolute())
 
 
 def detect_config(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
@@ -110,6 +127,13 @@ def origins(
     for origin, values in layers(model, files, settings):
         by_key |= dict.fromkeys(flatten(values), origin)
     return by_key
+
+
+def divide(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings of a node's file, and those of the run that it names."""
+    own = NodeConfig.model_fields.keys() - ExperimentConfig.model_fields.keys()
+    of_node = [setting for setting in settings if setting.partition("=")[0].split(".")[0] in own]
+    return of_node, [setting for setting in settings if setting not in of_node]
 
 
 def write(config: Section, file: Path, comments: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -219,7 +243,8 @@ def sentence(
     owner = f" ({of})" if of else ""
     match first["type"]:
         case "extra_forbidden":
-            what = f"unknown key{owner}{_nearest(model, first['loc'])}"
+            hints = _elsewhere(model, first["loc"]) + _nearest(model, first["loc"])
+            what = f"unknown key{owner}{hints}"
         case "union_tag_not_found":
             what = f"{first['ctx']['discriminator']} is missing"
         case "union_tag_invalid":
@@ -231,6 +256,15 @@ def sentence(
     count = error.error_count() - 1
     more = f" ({count} more mistake{'s follow' if count > 1 else ' follows'}.)" if count else ""
     return f"Configuration{source}: {readable(where)}: {what}.{more}"
+
+
+def _elsewhere(model: type[Section], location: Sequence[int | str]) -> str:
+    """Which other file has this key; empty: none."""
+    if issubclass(model, NodeConfig) and location[0] in ExperimentConfig.model_fields:
+        return "; it belongs in the run's file, run.toml, which is the same at all nodes"
+    if issubclass(model, RunConfig) and location[0] in NodeConfig.model_fields:
+        return "; it belongs in the node's own file, node.toml"
+    return ""
 
 
 def _nearest(model: type[Section], location: Sequence[int | str]) -> str:

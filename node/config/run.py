@@ -282,10 +282,15 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical content; where a host keeps `train.start` is its own
-        matter.
+        """SHA-256 (hex) of the canonical content; in which folder a host keeps the files that are
+        named is its own matter.
         """
         content = self.model_dump(mode="json", exclude={"train": {"start"}})
+        for section in filter(
+            None, (content["validation"], content["task"], content["task"]["text"])
+        ):
+            named = {key: Path(section[key]).name for key in ("path", "test") if section.get(key)}
+            section.update(named)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

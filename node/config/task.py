@@ -155,8 +155,8 @@ class TaskSection(Section):
     own: each node's data.path."""
     path: Path | None = None
     """data = "file": .npz, .csv, .tsv, .parquet or a folder of images; with [task.text] .parquet,
-    .csv, .tsv, .jsonl, .json, .txt or a folder of such (docs/data.md). Relative to the working
-    directory."""
+    .csv, .tsv, .jsonl, .json, .txt or a folder of such (docs/data.md). A
+    relative path is looked for beside this file."""
     held_out: bool = False
     """Public sets: a fifth of every class of the TRAINING examples is held out and replaces the
     test set. For choosing a learning rate, which must not be done on the test set."""

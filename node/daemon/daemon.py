@@ -26,6 +26,7 @@ from node.daemon import startup
 from node.daemon.background import background, root_cause
 from node.daemon.reload import Reload, keep_version
 from node.daemon.telemetry import Telemetry
+from node.data.profile import in_other_units
 from node.hooks import Hooks
 from node.learning.build import build
 from node.learning.known_data import KnownData
@@ -291,6 +292,11 @@ class Daemon:
         for other in known.accepted:
             self.watch.log_event(
                 "known", name=other.name, epsilon=other.epsilon, delta=self.node.budget.delta
+            )
+        if odd := in_other_units(self.node.data.path, self.run.task):
+            self.watch.warn(
+                f"Columns that look as if they were in another unit than run.toml says: "
+                f"{', '.join(odd)}. Nobody else is told; peerpoise doctor says why."
             )
         learner.remarks = known.remarks
         for remark in known.remarks:

@@ -20,13 +20,14 @@ from node.observability.status import (
 from node.records.journal import code_version
 from peer.session.session import Session
 
-UNKNOWN = LiveEpsilon(total=nan, link=nan, lifetime=nan)
+UNREAD = LiveEpsilon(total=nan, link=nan, lifetime=nan)
+"""Before the ledger is read."""
 
 
 def snapshot(watch: Telemetry) -> Status:
     """The status document; called on the loop's thread."""
     privacy, session = watch.run.privacy, watch.session
-    live = watch.epsilon_now or UNKNOWN
+    live = watch.epsilon_now or UNREAD
     epsilon = Epsilon(
         run=RunEpsilon(total=_finite(live.total), link=_finite(live.link)),
         lifetime=_finite(live.lifetime),

@@ -58,7 +58,7 @@ WAITS_EVERY = 1.0
 """Seconds between two looks at whom this node waits for."""
 STEPS = (0.5, 0.75, 0.9)
 """Shares of the privacy budget that are an event."""
-BUDGET_FIELDS = ("round", "mode", "adjacency", "accountant", "against")
+BUDGET_FIELDS = ("round", "mode", "adjacency", "against")
 """What such an event has in common with one of ε."""
 
 
@@ -116,6 +116,8 @@ class Telemetry(RoundObserver, SessionObserver):
         self._waits = Waits(run.sync.deadline_s)
         self._step = 0.0
         """The last of STEPS that was reached."""
+        self._look_at = 0.0
+        """Compositions before which no further one can be."""
 
     @property
     def learner(self) -> Learner:
@@ -325,19 +327,32 @@ class Telemetry(RoundObserver, SessionObserver):
             self.log_event("epsilon", **stated_epsilon)
         self._note_budget(live.lifetime, stated_epsilon)
 
-    def _note_budget(self, lifetime: float, conditions: Mapping[str, object]) -> None:
-        """An event at each of STEPS."""
-        share = lifetime / self.limit if self.limit else 0.0
-        step = max((step for step in STEPS if share >= step), default=0.0)
-        if step <= self._step:
+    def _note_budget(self, bound: float, conditions: Mapping[str, object]) -> None:
+        """An event at each of STEPS, of the lifetime ε by PLD, as the limit is kept.
+
+        PLD takes 0.2 s, so it is asked only where a step may be reached: `bound`, by Rényi
+        divergence, is not below it, and it grows at most as the number of compositions does.
+        """
+        later = [step for step in STEPS if step > self._step]
+        compositions = self.learner.compositions
+        if not self.limit or not later or bound < later[0] * self.limit:
             return
-        self._step = step
+        if compositions < self._look_at:
+            return
+        lifetime = self.learner.lifetime(self.lifetime_delta)
+        share = lifetime / self.limit
+        self._step = max((step for step in STEPS if share >= step), default=self._step)
+        following = min((step for step in STEPS if step > self._step), default=1.0)
+        self._look_at = compositions * following / share if share else 0.0
+        if self._step < later[0]:
+            return
         self.log_event(
             "budget",
-            share=step,
+            share=self._step,
             lifetime=lifetime,
             limit=self.limit,
             delta=self.lifetime_delta,
+            accountant="PLD",
             **{key: conditions[key] for key in BUDGET_FIELDS},
         )
 

@@ -151,7 +151,7 @@ def _load(path: Path) -> NDArray[np.generic] | dict[str, NDArray[np.generic]]:
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise DataError(
-            f"There is no data file {path}; check data.path and data.rows in the node's file."
+            f"There is no data file {path}; check task.path in run.toml, or data.path in node.toml."
         ) from None
     except DAMAGE as error:
         reason = error.strerror or "" if isinstance(error, OSError) else str(error)

@@ -82,7 +82,7 @@ def read(
         return _csv(path, named, others, ragged)
     except FileNotFoundError:
         raise DataError(
-            f"There is no data file {path}; check data.path in the node's file, or task.path."
+            f"There is no data file {path}; check task.path in run.toml, or data.path in node.toml."
         ) from None
     except NotUtf8 as error:
         raise DataError(f"{path} {error}.") from None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from node.config import TaskSection
 from node.config.features import CategoryFeature, DateFeature, NumberFeature
+from node.config.task import SUPERVISED
 from node.data import cells as parsing
 from node.data import columns, features, tables
 
@@ -23,6 +24,7 @@ OFTEN = 0.05
 """Share of rows from which on clipped or unknown values are remarked."""
 NORMAL = 1.349
 """Quartile to quartile of a normal distribution, in deviations."""
+OTHER_UNIT = "another unit?"
 SHOWN = 5
 """Categories that are shown."""
 
@@ -57,12 +59,28 @@ def profiles(path: Path, task: TaskSection) -> Iterator[Profile]:
     yield (_target if task.target else _labels)(cells[task.label], task)
 
 
+def in_other_units(path: Path | None, task: TaskSection) -> list[str]:
+    """Own columns of numbers that look as if they were in another unit; for their owner only.
+
+    Raises:
+        ConfigurationError, DataError: as `tables.read`.
+    """
+    numeric = {name: it for name, it in task.features.items() if isinstance(it, NumberFeature)}
+    if path is None or task.data != "own" or task.name not in SUPERVISED or not numeric:
+        return []
+    cells = tables.read(path, task)
+    shown = [_number(name, cells[name], feature) for name, feature in numeric.items()]
+    return [column.column for column in shown if column.doubt.startswith(OTHER_UNIT)]
+
+
 def _number(name: str, cells: Sequence[object], feature: NumberFeature) -> Profile:
     values, wrong = parsing.numbers(cells)
     known = values[np.isfinite(values)]
     empty = _share(len(values) - len(known) - len(wrong), len(values))
     if not len(known):
-        return Profile(name, f"{empty} missing", "it has no number", f"see {name!r} in the file")
+        return Profile(
+            name, f"{empty} missing", "the column has no number", f"see {name!r} in the file"
+        )
     x = (known - feature.center) / feature.scale
     clipped = (np.abs(x) > feature.clip).mean() if feature.clip else 0.0
     texts = [f"mean {known.mean():.4g}, {known.min():.4g} … {known.max():.4g}", f"{empty} missing"]
@@ -90,11 +108,11 @@ def _unit(x: NDArray[np.float64]) -> str:
     spreads = spreads if spreads[1] else spreads[:1]  # more than half of them are one value
     if (widest := max(spreads)) < NARROW:
         times = f"{1 / widest:.0f} times" if widest else "infinitely"
-        return f"another unit? It is {times} narrower than its scale says"
+        return f"{OTHER_UNIT} Its values are {times} narrower than its scale says"
     if (narrowest := min(spreads)) > WIDE:
-        return f"another unit? It is {narrowest:.0f} times wider than its scale says"
+        return f"{OTHER_UNIT} Its values are {narrowest:.0f} times wider than its scale says"
     if (aside := min(abs(float(x.mean())), abs(float(middle)))) > ASIDE:
-        return f"another unit? It lies {aside:.1f} scales away from center"
+        return f"{OTHER_UNIT} Its values lie {aside:.1f} scales away from center"
     return ""
 
 
@@ -126,7 +144,9 @@ def _date(name: str, cells: Sequence[object], feature: DateFeature) -> Profile:
     n = len(dates)
     text = f"{_share(n - len(known) - len(wrong), n)} missing, {_share(len(wrong), n)} unreadable"
     if not known:
-        return Profile(name, text, "it has no date", f"see {name!r} in the file, and its format")
+        return Profile(
+            name, text, "the column has no date", f"see {name!r} in the file, and its format"
+        )
     first, last = (f"{moment(known):%Y-%m-%d}" for moment in (min, max))
     return Profile(name, f"{first} … {last}; {text}")
 

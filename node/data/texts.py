@@ -283,7 +283,7 @@ def _file(file: Path, task: TaskSection) -> Part:
         return reader(file, task)
     except FileNotFoundError:
         raise DataError(
-            f"There is no data file {file}; check task.path, or data.path in the node's file."
+            f"There is no data file {file}; check task.path in run.toml, or data.path in node.toml."
         ) from None
     except NotUtf8 as error:
         raise DataError(f"{file} {error}.") from None

@@ -21,7 +21,7 @@ from node.config import (
     TaskSection,
 )
 from node.experiments.federation import Federation
-from node.experiments.provisioning import ASKED, OWN, divide, own_tasks, prepare
+from node.experiments.provisioning import ASKED, OWN, copy, divide, own_tasks, prepare
 from peer import files
 from peer.codec import NAME
 from peer.endpoint import WILDCARD_HOSTS, endpoint, format_endpoint
@@ -97,7 +97,12 @@ def pack(
         budget = _budget(resolved.plan, first=not known and config.train.start is None)
     homes = {home: node.model_copy(update={"budget": budget}) for home, node in hosts_of.items()}
     pinned = resolved.pinned()  # its mistakes come before anything is written
-    sealed = prepare(files.new_dir(out), pinned, homes, known, keys)
+    public = _public_files(pinned.task)
+    beside = pinned.model_copy(update={"task": _beside(pinned.task, public)})
+    sealed = prepare(files.new_dir(out), beside, homes, known, keys)
+    for home in (*homes, out):
+        for name, path in public.items():
+            copy(path, home / name)
     for home, node in homes.items():
         text = _instructions(node, sealed, has_key=(home / "node.key").exists())
         files.atomic_write(home / "README.txt", text.encode())
@@ -149,6 +154,33 @@ def _check_data(
         raise ConfigurationError(
             f'task.data is "own": say what {missing[0]} holds, as --data {missing[0]}=NAME:PATH.'
         )
+
+
+def _public_files(task: TaskSection) -> dict[str, Path]:
+    """Name -> a public file that the run names, of which every host gets a copy. (A folder has to
+    be at one place on all hosts.)
+
+    Raises:
+        ConfigurationError: two of one name.
+    """
+    named = [task.path, task.text.test if task.text else None]
+    there = [path for path in named if path and path.is_file()]
+    by_name = {path.name: path for path in there}
+    if len(by_name) < len({*there}):
+        raise ConfigurationError(
+            f"task.path and task.text.test are both called {there[0].name}, and pack copies them "
+            "into one folder; rename one."
+        )
+    return by_name
+
+
+def _beside(task: TaskSection, public: Mapping[str, Path]) -> TaskSection:
+    """The task with its public files beside run.toml."""
+    text = task.text
+    if text and text.test and text.test.name in public:
+        text = text.model_copy(update={"test": Path(text.test.name)})
+    path = Path(task.path.name) if task.path and task.path.name in public else task.path
+    return task.model_copy(update={"path": path, "text": text})
 
 
 def _check_task(task: TaskSection) -> None:
@@ -318,6 +350,12 @@ def _limit(budget: BudgetSection) -> str:
     return f"ε_total {budget.limit:g} (budget.epsilon in node.toml)."
 
 
+def _place(path: Path) -> str:
+    """Where a host looks for a file that its node.toml names."""
+    there = path.is_absolute() or path.parts[:1] == ("~",)
+    return str(path) if there else f"{path}, looked for in this folder, beside node.toml"
+
+
 def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
     path, at = node.data.path, node.listen.advertise
     key = (
@@ -331,14 +369,16 @@ def _instructions(node: NodeConfig, run: RunConfig, *, has_key: bool) -> str:
         else f"Neighbors find it by {', '.join(node.peers.discovery[1:])}"
     )
     own = (
-        f"Its private data: {path} (data.path in node.toml; not copied by pack).\n" if path else ""
+        f"Its private data: {_place(path)} (data.path in node.toml; not copied by pack).\n"
+        if path
+        else ""
     )
     own += f"Their budget in all runs together: {_limit(node.budget)}\n" if path else ""
     if test := node.data.test:
         own += (
-            f"Its private test set: {test} (data.test in node.toml). Figures of it are outside of "
-            "ε, so they\nstay on this host, unless data.test_public = true shares them in "
-            "/metrics.\n"
+            f"Its private test set: {_place(test)} (data.test in node.toml). Figures of it are "
+            "outside of ε, so they\nstay on this host, unless data.test_public = true shares them "
+            "in /metrics.\n"
         )
     own += "".join(
         f"The code of the task {task} runs there and sees the data (tasks in node.toml).\n"

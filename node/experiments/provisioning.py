@@ -90,7 +90,7 @@ def prepare(
     roster = Roster(version=1, effective_round=0, members=tuple(members))
     for home in (*nodes, folder):
         if pinned.train.start:
-            _copy(pinned.train.start, home / START)
+            copy(pinned.train.start, home / START)
         write(sealed, home / "run.toml")
         roster.save(home / "roster.json", authority.key)
     return sealed
@@ -108,12 +108,13 @@ def _with_validation(node: NodeConfig, home: Path, shared: Path | None) -> NodeC
     if shared is None:
         return node
     name = Path(f"validation{shared.suffix}")
-    _copy(shared, home / name)
+    copy(shared, home / name)
     data = node.data.model_copy(update={"validation": name})
     return node.model_copy(update={"data": data})
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, complete or not at all."""
     with source.open("rb") as stream:
         files.atomic_write(target, iter(partial(stream.read, 1 << 20), b""))
 

@@ -152,6 +152,17 @@ class Learner:
         lifetime = epsilon_rdp(ever, lifetime_delta) if same else float("inf")
         return LiveEpsilon(total=total, link=link, lifetime=lifetime)
 
+    @property
+    def compositions(self) -> int:
+        """Those of all runs on these data."""
+        return sum(row.compositions for row in self.ledger.rows()) if self.ledger else 0
+
+    def lifetime(self, delta: float) -> float:
+        """ε_total of these data over all runs, by PLD; inf: there is none."""
+        rows = self.ledger.rows() if self.ledger else []
+        same = self.ledger is not None and units(rows) <= {self.mechanism.unit}
+        return epsilon_pld(rows, delta) if same else float("inf")
+
     def spent(self, t: int, live: LiveEpsilon, lifetime_delta: float) -> dict[str, object]:
         """ε after round t (-1: before the first) with all its conditions, as the journal has it."""
         config = self.run.privacy

@@ -8,7 +8,13 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNBOUNDED = 100_000
+"""Columns where no terminal has any: nothing is cut or folded there."""
 
 _documents: list[TextIO] = []
 """Where documents go in place of standard output, which somebody else's code may print to."""
@@ -18,6 +24,17 @@ def print_json(value: object, indent: int | None = 2) -> None:
     """In ASCII: programs read it, whatever the locale."""
     out = _documents[-1] if _documents else sys.stdout
     print(json.dumps(value, indent=indent), file=out, flush=True)
+
+
+def screen(*, soft_wrap: bool = False) -> Console:
+    """Standard output, for tables: as wide as its terminal, or as the tables if it is none.
+    `soft_wrap`: prose beside them is not broken into lines."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=soft_wrap)
+    if not console.is_terminal:
+        console.width = UNBOUNDED
+    return console
 
 
 @contextmanager

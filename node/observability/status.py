@@ -18,7 +18,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -76,7 +76,9 @@ class Neighbor(TypedDict):
 
 class RunEpsilon(TypedDict):
     total: float | None
-    """ε_total so far: the guarantee."""
+    """ε_total so far: the guarantee; None: infinite, or the node is starting and has not read its
+    ledger yet.
+    """
     link: float | None
     """ε_link so far: a diagnostic."""
 
@@ -84,10 +86,11 @@ class RunEpsilon(TypedDict):
 class Epsilon(TypedDict):
     run: RunEpsilon
     lifetime: float | None
-    """ε_total of these data over all runs; None: unknown, or infinite."""
+    """ε_total of these data over all runs; None as in `run.total`."""
     lifetime_delta: float
     """δ of lifetime and limit."""
     limit: float | None
+    """It is kept by PLD, whose ε is smaller than that of `accountant`."""
     reached: bool
     """True: budget reached: still mixing, no releases."""
     mode: str
@@ -294,7 +297,7 @@ def _details(status: Status) -> list[str]:
     for metric in status["task_metrics"][:1]:
         shown = Metric(metric["name"], unit=metric["unit"]).show(metric["value"])
         lines.append(f"test {metric['name']} {shown}")
-    lines += _epsilon(status["epsilon"], status["insecure"])
+    lines += _epsilon(status)
     metrics = f"metrics http://{status['metrics']}/metrics, " if status["metrics"] else ""
     about = f"pid {status['pid']}, up {status['uptime_s']:.0f} s, version {status['version']}"
     return [*lines, f"{metrics}loop {status['loop']}, {about}"]
@@ -307,7 +310,8 @@ def _wait(waiting: Waiting) -> str:
     )
 
 
-def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
+def _epsilon(status: Status) -> list[str]:
+    epsilon, insecure = status["epsilon"], status["insecure"]
     if epsilon is None:
         return ["ε: no privacy (mode none)"]
     covers = (
@@ -323,10 +327,17 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
     )
     if not epsilon["guaranteed"]:
         return [f"ε: infinite, there is no guarantee ({conditions}, {covers})"]
-    run, limit = epsilon["run"], "none" if epsilon["limit"] is None else _number(epsilon["limit"])
+    run, limit = epsilon["run"], "none"
+    if epsilon["limit"] is not None:
+        limit = f"{_number(epsilon['limit'])} by PLD, whose ε is smaller"
     delta = f"δ = {epsilon['lifetime_delta']:g}"
     if epsilon["lifetime_delta"] != epsilon["delta"]:
         delta += ", another one than the run's: these figures can't be compared"
+    if status["state"] == "starting" and run["total"] is None:
+        return [
+            f"ε: nothing is released while this node starts ({conditions}, {covers}); what was "
+            f"spent before is shown once the ledger is read, limit {limit} ({delta})"
+        ]
     return [
         f"ε_total {_number(run['total'])} in this run ({conditions}, {covers}); "
         f"{_number(epsilon['lifetime'])} in the life of these data, "
@@ -337,7 +348,7 @@ def _epsilon(epsilon: Epsilon | None, insecure: Sequence[str]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+    return "infinite" if value is None else f"{value:.3g}"
 
 
 def _neighbors(neighbors: list[Neighbor]) -> Table:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.observability import status as sockets
-from node.observability.output import print_json
+from node.observability.output import UNBOUNDED, print_json, screen
 from node.observability.status import Status
 from peer.errors import PeerpoiseError, TemporaryFailure
 
@@ -51,6 +51,8 @@ class Screen:
 
     def __init__(self, rounds: int, *, quiet: bool, adjacency: str) -> None:
         self.console = _Console(stderr=quiet, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = UNBOUNDED
         self.fault: OSError | None = None
         self._rounds, self._adjacency = rounds, adjacency
         self._live = Live(console=self.console, auto_refresh=False, transient=False)
@@ -156,7 +158,7 @@ def status(name: str | None, *, watch: bool, as_json: bool) -> None:
         for statuses in _looks(name, watch):
             print_json(statuses, indent=None if watch else 2)
     elif not watch:
-        Console().print(_render(next(_looks(name, watch))))
+        screen().print(_render(next(_looks(name, watch))))
     else:
         with Live(auto_refresh=False, screen=False) as live:
             for statuses in _looks(name, watch):

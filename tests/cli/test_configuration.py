@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 
 import pytest
 
-from node.config import ExperimentConfig, NodeConfig, flatten, load, origins, write
+from kit.command import Call
+from node.config import ExperimentConfig, NodeConfig, RunConfig, flatten, load, origins, write
 from peer.errors import ConfigurationError
 
 TEXT = "[privacy]\nepsilon = 8\nrate = 0.25\n[train]\nrounds = 7\n"
@@ -133,3 +135,24 @@ def test_a_setting_of_thousands_of_digits_is_a_word(tmp_path: Path) -> None:
     for value in ("9" * 5_000, "[" * 100_000):
         with pytest.raises(ConfigurationError, match=r"train\.seed"):
             load(ExperimentConfig, [tmp_path / "run.toml"], [f"train.seed={value}"], {})
+
+
+def test_files_that_a_run_names_lie_beside_it(
+    peerpoise: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert peerpoise("init", "table").code == 0
+    file = Path("table/run.toml")
+    config = load(ExperimentConfig, [file])
+    assert config.task.path == tmp_path / "table" / "sample.csv"
+    typed = load(ExperimentConfig, [file], ["task.path=sample.csv", "validation.path=q.npz"])
+    assert (typed.task.path, typed.validation.path) == (tmp_path / "sample.csv", tmp_path / "q.npz")
+    assert load(ExperimentConfig, [file], ["task.path=sample.csv"]).digest == config.digest
+    assert load(ExperimentConfig, [file], ["task.path=b.csv"]).digest != config.digest
+    hosts = ("--host", "a=127.0.0.1:1", "--host", "b=127.0.0.1:2")
+    assert peerpoise("pack", file, *hosts, "--out", "packed").code == 0
+    shutil.rmtree("table")
+    runs = [load(RunConfig, [tmp_path / "packed" / name / "run.toml"]) for name in "ab"]
+    assert [run.task.path for run in runs] == [tmp_path / f"packed/{it}/sample.csv" for it in "ab"]
+    assert all(run.task.path and run.task.path.is_file() for run in runs)
+    assert runs[0].run_id == runs[1].run_id

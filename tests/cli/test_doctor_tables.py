@@ -92,11 +92,11 @@ def no_creatinine(column: str, cell: str) -> str:
     ("change", "column", "says", "code"),
     [
         (in_other_unit, "creatinine", "times narrower than its scale says", 0),
-        (no_creatinine, "creatinine", "it has no number", 0),
+        (no_creatinine, "creatinine", "the column has no number", 0),
         (wards_by_number, "ward", "3 categories are not in task.features", 0),
         (all_died, "label died", "all rows have one label", 0),
         (ages_in_days, "age", "times wider than its scale says", 1),
-        (ages_in_months, "age", "another unit?", 1),
+        (ages_in_months, "age", "another unit? Its values are", 1),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -114,6 +114,20 @@ def test_a_factor_of_88_passes_without_the_mark(peerpoise: Call, pack: Pack) -> 
     """The power of the check: all else takes the wrong unit for right."""
     code, found = examine(peerpoise, "--config", pack(in_other_unit))
     assert (code, found["data"][0]["level"]) == (0, "ok")
+
+
+@pytest.mark.parametrize("change", [in_other_unit, lambda column, cell: cell])
+def test_run_says_it_too_to_its_own_host(
+    peerpoise: Call, pack: Pack, tmp_path: Path, change: Change
+) -> None:
+    file = pack(change, ("--set", "start.timeout_s=0.2"))
+    settings = ("listen.address=127.0.0.1:0", f"budget.ledger_dir={tmp_path / 'ledger'}")
+    options = [word for it in settings for word in ("--set", it)]
+    ended = peerpoise("run", "--quiet", "--config", file, *options)
+    line = (
+        "warning: Columns that look as if they were in another unit than run.toml says: creatinine."
+    )
+    assert (line in ended.err) == (change is in_other_unit)
 
 
 def test_bad_rows_are_counted(peerpoise: Call, pack: Pack) -> None:

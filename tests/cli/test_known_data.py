@@ -126,6 +126,39 @@ def test_a_table_under_another_name(host: Host, tmp_path: Path, variant: str) ->
     assert sentence.count(". ") == 0
 
 
+def test_a_parquet_file_is_known_as_the_csv_it_was_made_of(host: Host, tmp_path: Path) -> None:
+    """Its columns have types: whole numbers, floats, text."""
+    arrow = pytest.importorskip("pyarrow", reason="pip install 'peerpoise[tables]'")
+    from pyarrow import parquet
+
+    people = patients(60)
+    doses = [float(each["dose"]) for each in people]
+    typed = {
+        "id": [int(each["id"]) for each in people],
+        "age": [float(each["age"]) for each in people],
+        "dose": doses,
+        "sex": [each["sex"] for each in people],
+        "ill": [int(each["ill"]) for each in people],
+    }
+    parquet.write_table(arrow.table(typed), tmp_path / "copy.parquet")
+    host.use(run_of(**TABLE), "ward", save(tmp_path / "ward.csv", people))
+    assert "100% of the rows" in host.is_known(run_of(**TABLE), tmp_path / "copy.parquet")
+    others = {**typed, "dose": [10 + dose for dose in doses]}
+    parquet.write_table(arrow.table(others), tmp_path / "others.parquet")
+    assert host.is_known(run_of(**TABLE), tmp_path / "others.parquet") == ""
+
+
+def test_rows_are_known_whose_person_is_spelled_otherwise(host: Host, tmp_path: Path) -> None:
+    """Case and blanks around an id tell rows apart no more than those of any other cell."""
+    people = [{**each, "id": f"Pat-{each['id']}"} for each in patients(60)]
+    run = run_of(**TABLE, unit="id")
+    host.use(run, "ward", save(tmp_path / "ward.csv", people))
+    spelled = [{**each, "id": f"  {each['id'].upper()} "} for each in people]
+    assert "100% of the rows" in host.is_known(run, save(tmp_path / "copy.csv", spelled))
+    others = [{**each, "id": f"{each['id']}-b"} for each in people]
+    assert host.is_known(run, save(tmp_path / "others.csv", others)) == ""
+
+
 def test_another_schema_knows_the_same_rows(host: Host, tmp_path: Path) -> None:
     path = save(tmp_path / "ward.csv", patients(50))
     host.use(run_of(**TABLE), "ward", path)

@@ -148,6 +148,16 @@ def node(peerpoise: Call, experiment: Path, tmp_path: Path) -> Path:
     return home / "node.toml"
 
 
+def test_a_relative_path_of_data_is_looked_for_beside_the_node_file(
+    peerpoise: Call, node: Path
+) -> None:
+    home = node.parent.with_name("b")
+    told = (home / "README.txt").read_text(encoding="utf-8")
+    assert "Its private data: x.npz, looked for in this folder, beside node.toml (data" in told
+    ended = peerpoise("run", "--config", home / "node.toml", "--set", "listen.address=127.0.0.1:0")
+    assert (ended.code, f"There is no data file {home / 'x.npz'};" in ended.err) == (66, True)
+
+
 def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     found = planned(peerpoise, node)
     assert found["nodes"] == 5, "the roster's"
@@ -168,6 +178,20 @@ def test_what_a_ledger_has_left(peerpoise: Call, node: Path) -> None:
     assert lifetime["spent"] == pytest.approx(epsilon_pld(past, DELTA))
     said = peerpoise("plan", node).out
     assert f"{max(fits)} of the 40 rounds" in said
+
+
+def test_settings_of_a_node_file_go_to_the_node_and_others_to_its_run(
+    peerpoise: Call, node: Path
+) -> None:
+    settings = ("--set", f"budget.epsilon={2 * LIMIT}", "--set", "train.rounds=20")
+    found = planned(peerpoise, node, *settings)
+    assert (found["lifetime"]["limit"], found["rounds"]) == (2 * LIMIT, 20)
+    assert planned(peerpoise, node, "--set", "data.name=other")["lifetime"]["spent"] == 0
+    refused = peerpoise("plan", node.parent / "run.toml", *settings)
+    assert refused.code == 78
+    assert "budget: unknown key; it belongs in the node's own file, node.toml." in refused.err
+    checked = peerpoise("config", "check", node, "--set", "privacy.epsilon=2")
+    assert "privacy: unknown key; it belongs in the run's file, run.toml" in checked.err
 
 
 def test_a_ledger_is_only_read(peerpoise: Call, node: Path) -> None:
@@ -238,6 +262,18 @@ def test_budget(peerpoise: Call, node: Path) -> None:
         assert part in said
     at = json.loads(peerpoise("budget", "--config", node, "--delta", "1e-5", "--json").out)[0]
     assert at["spent"] > account["spent"]
+
+
+def test_no_cell_is_cut_where_there_is_no_terminal(
+    peerpoise: Call, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with Ledger.open(node.parent / "ledger", "ward") as ledger:
+        [run] = ledger.runs()
+    for command in (("budget", "--config", node), ("plan", node)):
+        printed = peerpoise(*command).out
+        assert run.first in printed
+        assert run.last in printed
 
 
 def test_budget_of_all_ledgers_and_of_none(

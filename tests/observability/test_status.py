@@ -319,6 +319,17 @@ def test_what_people_see_when_something_is_wrong():
     assert "test perplexity 12.34" in empty
 
 
+def test_a_node_that_starts_says_what_is_known_of_its_epsilon():
+    assert DOCUMENT["epsilon"] is not None
+    none = status.RunEpsilon(total=None, link=None)
+    unread = status.Epsilon(**{**DOCUMENT["epsilon"], "run": none, "lifetime": None, "limit": 4.0})
+    text = printed({**DOCUMENT, "state": "starting", "epsilon": unread})
+    assert "ε: nothing is released while this node starts (mode strict, add/remove one" in text
+    assert "once the ledger is read, limit 4 by PLD, whose ε is smaller (δ = 1e-05" in text
+    assert "ε_total" not in text
+    assert "ε_total infinite in this run" in printed({**DOCUMENT, "epsilon": unread})
+
+
 def test_asking_needs_no_torch_and_the_document_is_json(short):
     code = (
         "import sys; from node.observability import status; assert 'torch' not in "

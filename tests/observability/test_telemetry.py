@@ -198,11 +198,42 @@ def test_the_budget_is_an_event_at_each_step(watch: Telemetry) -> None:
         "against": "any coalition of other nodes",
         "link": 1.0,
     }
-    for lifetime in (0.1, 3.99, 4.0, 5.0, 7.5, 7.9, 9.0):
-        watch._note_budget(lifetime, conditions)
+    asked: list[int] = []
+
+    def use(compositions: int, by_pld: float) -> None:
+        def lifetime(delta: float) -> float:
+            asked.append(compositions)
+            return by_pld
+
+        learner = SimpleNamespace(compositions=compositions, lifetime=lifetime)
+        watch.learner = cast(Learner, learner)
+        watch._note_budget(1.25 * by_pld, conditions)
+
+    for t in range(1, 1001):
+        use(t, 8 * (t / 1000) ** 0.5)
     events = [it for it in journal.read(watch.journal.path) if it["event"] == "budget"]
-    assert [(it["share"], it["lifetime"]) for it in events] == [(0.5, 4.0), (0.9, 7.5)]
-    assert {it["delta"] for it in events} == {watch.lifetime_delta}
+    assert [it["share"] for it in events] == [0.5, 0.75, 0.9]
+    assert [it["lifetime"] for it in events] == pytest.approx([4.0, 6.0, 7.2], rel=0.01)
+    assert {(it["delta"], it["accountant"]) for it in events} == {(watch.lifetime_delta, "PLD")}
+    assert len(asked) < 30, "PLD is slow"
+
+
+def test_one_event_where_several_steps_are_reached_at_once(watch: Telemetry) -> None:
+    watch.limit = 8.0
+    conditions = dict.fromkeys(("round", "mode", "adjacency", "against"), "")
+    learner = SimpleNamespace(compositions=3, lifetime=lambda delta: 9.0)
+    watch.learner = cast(Learner, learner)
+    for _ in range(2):
+        watch._note_budget(9.5, conditions)
+    events = [it for it in journal.read(watch.journal.path) if it["event"] == "budget"]
+    assert [(it["share"], it["lifetime"]) for it in events] == [(0.9, 9.0)]
+
+
+def test_before_the_ledger_is_read_the_status_names_no_epsilon(watch: Telemetry) -> None:
+    document = snapshot(watch)
+    assert document["state"] == "starting"
+    assert document["epsilon"] is not None
+    assert document["epsilon"]["run"] == {"total": None, "link": None}
 
 
 def test_the_status_says_that_the_budget_is_reached(watch: Telemetry) -> None:

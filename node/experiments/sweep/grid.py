@@ -36,6 +36,7 @@ from node.config import (
     RunName,
     Section,
     drop_none,
+    edges,
     layers,
     merge,
     nested,
@@ -269,16 +270,23 @@ def load(file: Path, settings: Sequence[str] = (), *, quick: bool = False) -> Sw
     merge(source["sweep"], top.pop("sweep", {}))
     if base := source["sweep"].pop("base", None):
         [(_, beneath)] = layers(ExperimentConfig, [file.parent / str(base)], (), {})
-        take_beside(beneath, (file.parent / str(base)).parent)
+        _take_in(beneath, (file.parent / str(base)).parent)
         merge(beneath, source)
         source = beneath
     source |= {"set": top, "quick": quick}
     changes = [
         it for key in ("settings", "methods") for it in dict(source["sweep"].get(key, {})).values()
     ]
-    for values in (source, top, *(it for it in changes if isinstance(it, dict))):
-        take_beside(values, file.parent)
+    _take_in(top, Path())
+    for values in (source, *(it for it in changes if isinstance(it, dict))):
+        _take_in(values, file.parent)
     return read(source, file)
+
+
+def _take_in(values: Values, folder: Path) -> None:
+    """Where the files lie that these values name, and what an edge list says."""
+    take_beside(values, folder)
+    edges.inline(values)
 
 
 def read(source: Values, file: Path) -> Sweep:
