@@ -48,6 +48,7 @@ from node.config.run import (
     TopologySection,
     TrainSection,
     ValidationSection,
+    without_folders,
 )
 from node.config.section import Device, DiscoveryName, OpenSection, RunName, Section
 from node.config.task import ReasoningSection, TaskSection, TextSection
@@ -99,5 +100,6 @@ __all__ = [
     "sentence",
     "take_beside",
     "drop_none",
+    "without_folders",
     "write",
 ]

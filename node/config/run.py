@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from node.config.section import OpenSection, RunName, Section
 from node.config.task import TaskSection
+from node.encoding import Json
 from peer.neighborhood import Neighborhood
 from peer.topology import GraphOptions, make_neighborhoods
 
@@ -285,15 +287,22 @@ class RunConfig(Section):
         """SHA-256 (hex) of the canonical content; in which folder a host keeps the files that are
         named is its own matter.
         """
-        content = self.model_dump(mode="json", exclude={"train": {"start"}})
-        for section in filter(
-            None, (content["validation"], content["task"], content["task"]["text"])
-        ):
-            named = {key: Path(section[key]).name for key in ("path", "test") if section.get(key)}
-            section.update(named)
+        content = without_folders(self.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def run_id(self) -> str:
         """The run's name on the wire: 26 characters of the digest."""
         return base64.b32encode(bytes.fromhex(self.digest)).decode().lower()[:26]
+
+
+def without_folders(run: Json) -> Json:
+    """A run's values, as JSON has them, wherever the files lie that it names; its start goes by its
+    digest.
+    """
+    run = deepcopy(run)
+    del run["train"]["start"]
+    for section in filter(None, (run["validation"], run["task"], run["task"]["text"])):
+        named = {key: Path(section[key]).name for key in ("path", "test") if section.get(key)}
+        section.update(named)
+    return run

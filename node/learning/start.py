@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +18,10 @@ from node.config import RunConfig
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
+R = TypeVar("R", bound=RunConfig)
 
-def sealed(run: RunConfig) -> RunConfig:
+
+def sealed(run: R) -> R:
     """The run with the digest of its start written out, if it starts from a file.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 
 from kit.sweeps import TINY
 from node.experiments.sweep.grid import load
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,10 +106,27 @@ def test_a_base_is_changed(tiny, tmp_path):
     )
     start = 'start = "first.safetensors"\n'
     (tmp_path / "base" / "base.toml").write_text(edges + start)
+    (tmp_path / "base" / "first.safetensors").write_bytes(b"a model")
     tiny.write_text(TINY.replace("[sweep]\n", '[sweep]\nbase = "base/base.toml"\n'))
     config = next(iter(load(tiny).rows[0].final(0.1))).config
     assert (config.task.model, config.train.rounds, len(config.topology.edges)) == ("mlp", 4, 3)
     assert config.train.start == tmp_path / "base" / "first.safetensors"
+
+
+def test_a_cell_is_known_by_the_bytes_it_starts_from_and_not_by_where_they_lie(tmp_path):
+    def cell(folder: str, model: bytes) -> str:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "first.safetensors").write_bytes(model)
+        file = tmp_path / folder / "sweep.toml"
+        file.write_text(TINY.replace("[train]\n", '[train]\nstart = "first.safetensors"\n'))
+        return next(iter(load(file).rows[0].final(0.1))).digest
+
+    assert cell("here", b"a model") == cell("there", b"a model") != cell("elsewhere", b"another")
+
+
+def test_a_start_that_is_not_there_is_one_sentence(tiny):
+    with pytest.raises(DataError, match=r"^train.start: .*gone.safetensors can't be read"):
+        configurations(tiny, ["train.start=gone.safetensors"])
 
 
 def test_quick_is_ten_rounds_two_rates_one_seed(tiny):

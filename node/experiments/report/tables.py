@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from node.experiments.report.aggregate import Line, Part, SweepReport
 from node.experiments.report.spreads import figure, number, shown, spread
-from node.experiments.report.verdict import costs, verdict
+from node.experiments.report.verdict import Cost, costs, verdict
 from node.figures import Metric
 from node.records.summary import LINK
 
@@ -55,7 +55,7 @@ def cost_of_privacy(report: SweepReport) -> Grid | None:
             cost.part.title,
             shown(cost.plain.mean, cost.part.headline),
             shown(cost.noised.mean, cost.part.headline),
-            number(cost.worse, cost.part.headline, beside=cost.plain.mean and cost.plain.mean.mean),
+            _points(cost),
         )
         for cost in costs(report)
     )
@@ -186,6 +186,11 @@ class _Budgets:
 def _rate(line: Line) -> str:
     """Marked if it is at the edge of what was tried."""
     return figure(line.lr, "{:g}") + (f" {EDGE}" if line.choice and line.choice.edge else "")
+
+
+def _points(cost: Cost) -> str:
+    assert cost.plain.mean
+    return number(cost.worse, cost.part.headline, beside=cost.plain.mean.mean)
 
 
 def _megabytes(sent: float) -> str:

@@ -42,6 +42,7 @@ from node.config import (
     nested,
     sentence,
     take_beside,
+    without_folders,
 )
 from node.encoding import Json
 from peer.errors import ConfigurationError
@@ -190,6 +191,10 @@ class Row:
         if tuning:
             merge(values, {"task": {"held_out": True}})
         config = experiment(values, self.files, f" (setting {self.setting}, method {self.method})")
+        if config.train.start:
+            from node.learning import start  # has torch
+
+            config = start.sealed(config)
         configuration = config.model_dump(mode="json")
         return Trial(
             setting=self.setting,
@@ -355,8 +360,10 @@ WAITING = ("sync", "start")
 
 def digest(configuration: Json) -> str:
     """SHA-256 (hex) of what a simulation reads of a configuration, as JSON has it."""
-    read = {name: values for name, values in configuration.items() if name not in WAITING}
+    read = without_folders(configuration)
     read["mode"] = configuration["sync"]["mode"]
+    for waiting in WAITING:
+        del read[waiting]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
