@@ -137,8 +137,7 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
         raise ConfigurationError(
             "bench divides public data; set task.data to a set with examples like yours."
         )
-    resolved = resolve(config).checked()
-    resolved.check_daemons()
+    resolved = resolve(config).checked(daemons=True)
     torch.set_num_threads(1)  # as in daemons
     plan, privacy = resolved.plan, config.privacy
     where = devices.pick(config.experiment.device)

@@ -90,8 +90,7 @@ def pack(
     _check_task(config.task)
     known = Federation.load(federation) if federation else None
     keys = _keys(pairs("--request", requested), list(addresses), known)
-    resolved = resolve(config, list(addresses)).checked()
-    resolved.check_daemons()
+    resolved = resolve(config, list(addresses)).checked(daemons=True)
     budget = BudgetSection(experiment=True, ledger_dir=Path("ledger"))
     if not bundled:
         budget = _budget(resolved.plan, first=not known and config.train.start is None)

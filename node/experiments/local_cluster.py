@@ -65,8 +65,7 @@ def up(
     """Runs the experiment as one daemon per node. Returns the merged summary (None where no node
     finished) and the exit code: 0; that of the daemons that failed, if they agree, else 1; 128 +
     signal when stopped. `own`: each node's own data, instead of a part of a public set."""
-    resolved = _resolved(config, own)
-    resolved.check_daemons()
+    resolved = _resolved(config, own, daemons=True)
     config, folder = resolved.experiment, _run_folder(config, folder)
     rounds, adjacency = config.train.rounds, config.task.adjacency
     with _reserved(2 * config.experiment.nodes) as ports:
@@ -383,7 +382,9 @@ def _named_by_time(name: str) -> Path:
         raise files.storage_error(runs, error) from None
 
 
-def _resolved(config: ExperimentConfig, own: Mapping[str, DataSection]) -> ResolvedRun:
+def _resolved(
+    config: ExperimentConfig, own: Mapping[str, DataSection], *, daemons: bool = False
+) -> ResolvedRun:
     """The experiment, resolved and checked. What is named by a file keeps its name in every working
     folder.
     """
@@ -402,7 +403,7 @@ def _resolved(config: ExperimentConfig, own: Mapping[str, DataSection]) -> Resol
     resolved.check_data()
     if own:
         print(f"warning: {COUNTED_NOWHERE}", file=sys.stderr)
-    return resolved.checked()
+    return resolved.checked(daemons=daemons)
 
 
 def _baseline(config: ExperimentConfig, folder: Path, own: Mapping[str, DataSection]) -> Summary:

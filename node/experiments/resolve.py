@@ -78,7 +78,7 @@ class ResolvedRun:
                 "machine, give each node its own: --data n0=PATH --data n1=PATH …"
             )
 
-    def check_daemons(self) -> None:
+    def _check_daemons(self) -> None:
         """Raises ConfigurationError: the algorithm wants everybody's data in one place."""
         if self.plan.algorithm.POOLED:
             raise ConfigurationError(
@@ -86,13 +86,18 @@ class ResolvedRun:
                 "with peerpoise simulate."
             )
 
-    def checked(self) -> ResolvedRun:
+    def checked(self, *, daemons: bool = False) -> ResolvedRun:
         """This run, after trying all that can be wrong before it starts: task, model, attack. A
         planned ε that promises nothing, or a δ that keeps nothing, is a warning on standard error.
+
+        Args:
+            daemons: they are what will run it.
 
         Raises:
             ConfigurationError, DataError: one sentence.
         """
+        if daemons:
+            self._check_daemons()
         _check_attack(self)
         if self.data:
             _check_task(self)
