@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 from pathlib import Path
 
 import pytest
 
 from kit.command import Call
-from node.config import ExperimentConfig, NodeConfig, RunConfig, flatten, load, origins, write
+from node.config import ExperimentConfig, NodeConfig, flatten, load, origins, write
 from peer.errors import ConfigurationError
 
 TEXT = "[privacy]\nepsilon = 8\nrate = 0.25\n[train]\nrounds = 7\n"
@@ -149,10 +148,3 @@ def test_files_that_a_run_names_lie_beside_it(
     assert (typed.task.path, typed.validation.path) == (tmp_path / "sample.csv", tmp_path / "q.npz")
     assert load(ExperimentConfig, [file], ["task.path=sample.csv"]).digest == config.digest
     assert load(ExperimentConfig, [file], ["task.path=b.csv"]).digest != config.digest
-    hosts = ("--host", "a=127.0.0.1:1", "--host", "b=127.0.0.1:2")
-    assert peerpoise("pack", file, *hosts, "--out", "packed").code == 0
-    shutil.rmtree("table")
-    runs = [load(RunConfig, [tmp_path / "packed" / name / "run.toml"]) for name in "ab"]
-    assert [run.task.path for run in runs] == [tmp_path / f"packed/{it}/sample.csv" for it in "ab"]
-    assert all(run.task.path and run.task.path.is_file() for run in runs)
-    assert runs[0].run_id == runs[1].run_id

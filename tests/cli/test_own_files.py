@@ -1,14 +1,18 @@
-"""`up --data n0=PATH …`: the own files of several sites, tried on one machine."""
+"""`up --data n0=PATH …`: the own files of several sites, tried on one machine; and public files of
+which every host gets a copy.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from kit import wards
 from kit.command import Call
+from node.config import RunConfig, load
 from peer.errors import ConfigurationError, DataError
 
 PAGE = Path(__file__).parents[2] / "docs" / "tables.md"
@@ -152,3 +156,14 @@ def test_labels_are_numbers_of_rows(tmp_path: Path, peerpoise: Call) -> None:
     result = peerpoise("simulate", "quickstart", *arguments, "--folder", tmp_path / "run")
     assert result.code == ConfigurationError.exit_code
     assert "labels(run) has to return an integer from 0 up for each row" in result.err
+
+
+def test_every_host_gets_a_copy_of_a_public_file(peerpoise: Call, tmp_path: Path) -> None:
+    assert peerpoise("init", "table", "--out", tmp_path / "table").code == 0
+    hosts = ("--host", "a=127.0.0.1:1", "--host", "b=127.0.0.1:2", "--out", tmp_path / "packed")
+    assert peerpoise("pack", tmp_path / "table" / "run.toml", *hosts).code == 0
+    shutil.rmtree(tmp_path / "table")
+    runs = [load(RunConfig, [tmp_path / "packed" / name / "run.toml"]) for name in "ab"]
+    assert [run.task.path for run in runs] == [tmp_path / f"packed/{it}/sample.csv" for it in "ab"]
+    assert all(run.task.path and run.task.path.is_file() for run in runs)
+    assert runs[0].run_id == runs[1].run_id
