@@ -334,9 +334,9 @@ class Telemetry(RoundObserver, SessionObserver):
         divergence, is not below it, and it grows at most as the number of compositions does.
         """
         later = [step for step in STEPS if step > self._step]
-        compositions = self.learner.compositions
         if not self.limit or not later or bound < later[0] * self.limit:
             return
+        compositions = self.learner.compositions
         if compositions < self._look_at:
             return
         lifetime = self.learner.lifetime(self.lifetime_delta)
