@@ -68,13 +68,17 @@ PROCESS_SEEDS = keyed_seeds(os.urandom(32))
 """Where nobody gives a key: secret, and fixed within a process."""
 
 
+_GENERATOR = threading.RLock()
+"""torch's one generator, which several nodes in a process share."""
+
+
 @contextmanager
 def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
     """Gives a function that seeds torch's generator for one row. Afterwards the generator is as it
     was before.
     """
     cuda = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with _GENERATOR, torch.random.fork_rng(devices=cuda):
 
         def seed(value: int) -> None:
             torch.default_generator.manual_seed(value)
