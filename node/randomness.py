@@ -15,7 +15,7 @@ import hmac
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -162,10 +162,19 @@ def _digest(*parts: object) -> bytes:
     return hashlib.sha256(_label(*parts)).digest()
 
 
-_MODULES = threading.Lock()
-"""Modules draw their parameters from torch's one generator, which all threads of a process
-share.
+_GENERATOR = threading.RLock()
+"""Modules, and whoever draws rows or masks within a gradient, use torch's one generator, which all
+threads of a process share.
 """
+
+
+@contextmanager
+def torch_generator(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Torch's own generator, and those of these GPUs, for this thread alone; afterwards they are as
+    before.
+    """
+    with _GENERATOR, torch.random.fork_rng(devices=devices):
+        yield
 
 
 @contextmanager
@@ -173,6 +182,6 @@ def seeded(seed: int) -> Iterator[None]:
     """Modules made inside draw their parameters from this seed; torch's own generator is as before
     afterwards.
     """
-    with _MODULES, torch.random.fork_rng(devices=[]):
+    with torch_generator():
         torch.manual_seed(seed)
         yield

@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from node.hooks import no_op
+from node.randomness import torch_generator
 from node.task import Wrapper
 from peer.errors import TaskError
 
@@ -68,17 +69,13 @@ PROCESS_SEEDS = keyed_seeds(os.urandom(32))
 """Where nobody gives a key: secret, and fixed within a process."""
 
 
-_GENERATOR = threading.RLock()
-"""torch's one generator, which several nodes in a process share."""
-
-
 @contextmanager
 def seeded_rows(where: torch.device) -> Iterator[Callable[[int], None]]:
     """Gives a function that seeds torch's generator for one row. Afterwards the generator is as it
     was before.
     """
     cuda = [where] if where.type == "cuda" else []
-    with _GENERATOR, torch.random.fork_rng(devices=cuda):
+    with torch_generator(cuda):
 
         def seed(value: int) -> None:
             torch.default_generator.manual_seed(value)

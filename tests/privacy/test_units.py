@@ -4,6 +4,7 @@ before the clip, and whoever's rows come or go moves a sum by C at most.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from math import sqrt
 from pathlib import Path
@@ -22,7 +23,7 @@ from node.maths.blocks import partition_blocks
 from node.maths.chunks import Backend
 from node.maths.clipping import SLACK, clipped_sum, mean_gradient
 from node.maths.per_example import fetch
-from node.maths.purity import keyed_seeds
+from node.maths.purity import keyed_seeds, seeded_rows
 from node.privacy.accountant import Mechanism, Spent, epsilon_pld, epsilon_rdp, epsilon_total
 from node.privacy.gate import DPGate
 from node.privacy.ledger import Ledger
@@ -336,3 +337,26 @@ def test_a_budget_is_not_kept_over_different_units(ledger: Ledger) -> None:
 def test_a_task_that_does_not_say_whose_its_rows_are_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="whose its examples are"):
         UnitTask(make_small(), 4)
+
+
+def test_nodes_of_one_process_take_turns_with_torchs_generator() -> None:
+    """What one draws within a gradient is not moved by another's."""
+    one_is_in, other_is_in, drew = threading.Event(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        one_is_in.wait()
+        with seeded_rows(torch.device("cpu")) as seed:
+            seed(9)
+            other_is_in.set()
+            drew.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with seeded_rows(torch.device("cpu")) as seed:
+        seed(5)
+        one_is_in.set()
+        other_is_in.wait(0.2)  # never, if it has to wait for this one
+        drawn = torch.rand(3)
+        drew.set()
+    thread.join()
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(5)))
