@@ -52,16 +52,20 @@ PRELOADED = (
     "safetensors.torch",
     "scipy.optimize",
     "scipy.special",
+    "torch._dynamo",  # what the first gradient by torch.func imports, a CPU second of it
     "torch.func",
+    "torch.fx.experimental.symbolic_shapes",
     "uvloop",
 )
 """Without grpc: what it may do after a fork depends on what it did before."""
 PACKAGES = ("peerpoise", "node", "kit")
 STARTUP = (
-    "GRPC_", "LANG", "LC_", "LD_", "LOCPATH", "MALLOC_", "MKL_", "OMP_", "PROMETHEUS_", "PYTHON",
+    "LANG", "LC_", "LD_", "LOCPATH", "MALLOC_", "MKL_", "OMP_", "PROMETHEUS_", "PYTHON",
     "prometheus_",
 )  # fmt: skip
-"""Variables that a process reads when it starts or imports a library: the server has one set."""
+"""Variables that a process reads when it starts or imports a library: the server has one set. Not
+those of grpc, which a child loads (and for which `peer` sets two, in the test's process as well).
+"""
 LATER = ("PYTHONIOENCODING", "PYTHONPATH", "PYTHONWARNINGS")
 """Those of them that the child of a fork can still heed."""
 PR_SET_CHILD_SUBREAPER = 36
