@@ -269,6 +269,23 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whitened_by_what_is_public(self) -> RunConfig:
+        known = self.validation
+        if self.task.whiten is None:
+            return self
+        if known.size is None and known.path is None and not known.digest:
+            raise ValueError(
+                "task.whiten learns from the validation set, and there is none: set "
+                "validation.size or validation.path"
+            )
+        if not known.public:
+            raise ValueError(
+                "task.whiten learns from the validation set, which validation.public = false says "
+                "is private; whiten by a public one, or leave task.whiten out"
+            )
+        return self
+
     @property
     def wiring(self) -> GraphOptions:
         """What the graph needs beside its kind and the names."""

@@ -212,6 +212,11 @@ class TaskSection(Section):
     """scattering: the model is fed fixed wavelet coefficients of images (after mean and std), 81
     for each channel at every fourth pixel, normalized image by image: features that nobody has to
     learn, so that a softmax regression does what takes pixels a deep model."""
+    whiten: float | None = Field(default=None, gt=0, le=1)
+    """The model is fed images (after transform) in coordinates in which those of the validation set
+    vary alike in every direction, so that noise drowns none of them. A direction that varies less
+    there than this share of the largest variance is left alone; 0.005 suits scattering. None: as
+    they are. Needs a validation set that is public."""
     value_range: tuple[float, float] | None = None
     """[low, high], PUBLIC: the range of everything the model is fed, of images (uint8 counts as 0 …
     1) before mean and std, of a table's features after centering and scaling; a node refuses data
@@ -290,8 +295,10 @@ class TaskSection(Section):
             raise ValueError(
                 "mean and std need as many figures each, and those of std must be positive"
             )
-        if self.transform and (self.features or self.text or self.reasoning):
-            raise ValueError("transform is for images")
+        no_images = self.features or self.text or self.reasoning
+        for name, given in (("transform", self.transform), ("whiten", self.whiten)):
+            if given and no_images:
+                raise ValueError(f"{name} is for images")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range is [low, high], and low must be below high")
         return self

@@ -9,13 +9,16 @@ from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from node import data as datasets
 from node.config import DataSection, RunConfig, TaskSection
 from node.data import Examples
 from node.data.examples import STANDARDIZED
 from node.data.scattering import remembered, scattering
+from node.data.whitening import Whitening
 from node.tasks import validation
 from peer.errors import ConfigurationError, DataError
 
@@ -43,7 +46,17 @@ def load(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
                 f"{what} images are {other.values}, training images {train.values}; bring them "
                 "into one form, or set task.value_range = [0, 1]."
             )
-    return train, test, _prepared(validation_set, task) if validation_set else None
+    validation_set = validation_set and _prepared(validation_set, task)
+    if task.whiten is None:
+        return train, test, validation_set
+    assert validation_set, "the run file promises one"
+    public = validation_set.x.numpy()
+    whitening = _whitening(public.tobytes(), public.shape, task.whiten)
+    return (
+        replace(train, x=whitening(train.x)),
+        test and replace(test, x=_whitened(test.x, whitening)),
+        replace(validation_set, x=whitening(validation_set.x)),
+    )
 
 
 def inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
@@ -74,6 +87,8 @@ def inputs(examples: Examples, task: TaskSection) -> dict[str, str]:
         words["mean"], words["std"] = (", ".join(map(str, each)) for each in (task.mean, task.std))
     if task.transform:
         words["transform"] = task.transform
+    if task.whiten is not None:
+        words["whiten"] = f"{task.whiten:g}, of the validation set"
     return words
 
 
@@ -83,6 +98,20 @@ def _prepared(examples: Examples, task: TaskSection) -> Examples:
         return images
     transform = scattering if task.data == "own" else remembered
     return replace(images, x=transform(images.x))
+
+
+@lru_cache(maxsize=1)
+def _whitening(public: bytes, shape: tuple[int, ...], damping: float) -> Whitening:
+    """Learned once for all nodes of a process."""
+    return Whitening.of(
+        torch.frombuffer(bytearray(public), dtype=torch.float32).view(shape), damping
+    )
+
+
+@lru_cache(maxsize=1)
+def _whitened(test: Tensor, whitening: Whitening) -> Tensor:
+    """The test set, which nodes of a process may share (`_public_test`)."""
+    return whitening(test)
 
 
 @lru_cache(maxsize=2)
