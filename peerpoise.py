@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from node.config import DataSection, RunConfig, TaskSection
     from node.data import public_sets
     from node.data.scattering import scattering
+    from node.data.whitening import Whitening
     from node.figures import Metric
     from node.learning.use import load
     from node.task import OwnTask, flat, layout_of, views
@@ -38,6 +39,7 @@ __all__ = [
     "RunConfig",
     "TaskError",
     "TaskSection",
+    "Whitening",
     "flat",
     "layout_of",
     "load",
@@ -51,6 +53,7 @@ EXPORTS: Mapping[str, tuple[str, ...]] = {
     "node.config": ("DataSection", "RunConfig", "TaskSection"),
     "node.data": ("public_sets",),
     "node.data.scattering": ("scattering",),
+    "node.data.whitening": ("Whitening",),
     "node.figures": ("Metric",),
     "node.learning.use": ("load",),
     "node.task": ("OwnTask", "flat", "layout_of", "views"),

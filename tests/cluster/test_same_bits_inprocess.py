@@ -23,10 +23,15 @@ ONCE: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "dp-net-fleet", "lr": 0.1, "restart": 3},
         "privacy": {"insecure_seed": 7},
     },
-    "muffliato": {"algorithm": {"name": "muffliato", "lr": 0.3}, "privacy": {"insecure_seed": 7}},
+    "muffliato": {
+        "algorithm": {"name": "muffliato", "lr": 0.3},
+        "privacy": {"insecure_seed": 7},
+        "task": {"data": "digits", "model": "softmax", "transform": "scattering", "whiten": 0.005},
+        "validation": {"size": 40},
+    },
 }
-"""Algorithms with arithmetic, questions to the gate or figures of the graph of their own; one way
-each is enough.
+"""Algorithms with arithmetic, questions to the gate or figures of the graph of their own, and
+features that each host makes for itself; one way each is enough.
 """
 
 CARRIERS = ("memory", "grpc")
