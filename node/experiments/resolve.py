@@ -20,7 +20,6 @@ from node.config import (
     DataSection,
     ExperimentConfig,
     RunConfig,
-    ValidationSection,
 )
 from node.config.task import SUPERVISED
 from node.data import partition
@@ -141,7 +140,7 @@ def resolve(
         held_out = validation.held_out(run, kinds(train.y))
         parts = dict(zip(names, partition.divide(experiment, train, held_out), strict=True))
         if plan.algorithm.PUBLIC:
-            run, parts = _public(run, held_out)
+            parts = _public(run, held_out)
     if plan.algorithm.POOLED:
         if train is None:
             raise ConfigurationError(
@@ -154,14 +153,14 @@ def resolve(
     return ResolvedRun(experiment=config, run=run, plan=plan, train=train, parts=parts, own=own)
 
 
-def _public(run: RunConfig, rows: Rows) -> tuple[RunConfig, dict[Peer, Rows]]:
-    """The public validation set as the only data, and a run that has none beside them."""
+def _public(run: RunConfig, rows: Rows) -> dict[Peer, Rows]:
+    """The public validation set as the only data."""
     if not len(rows):
         raise ConfigurationError(
             f"{run.algorithm.name} learns from the public validation set, and there is none: set "
             "validation.size."
         )
-    return run.model_copy(update={"validation": ValidationSection()}), {"public": rows}
+    return {"public": rows}
 
 
 def _pooled(run: RunConfig, parts: Mapping[Peer, Rows]) -> tuple[RunConfig, dict[Peer, Rows]]:

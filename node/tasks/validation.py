@@ -129,7 +129,8 @@ def load(run: RunConfig, data: DataSection | Rows, train: Examples) -> Examples 
             print(f"warning: {overlap}. Nobody else is told.", file=sys.stderr, flush=True)
     elif section.size is not None and run.task.data != "own":
         rows = held_out(run, kinds(train.y))
-        if len(np.intersect1d(rows, _rows(data, len(train)))):
+        chosen = isinstance(data, DataSection)  # where we divide, only `public` gets rows of Q
+        if chosen and len(np.intersect1d(rows, _rows(data, len(train)))):
             raise DataError(
                 "data.rows overlaps the validation set that validation.size holds out; divide "
                 "again."

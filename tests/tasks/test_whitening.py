@@ -117,3 +117,11 @@ def test_a_run_is_fed_what_its_public_examples_make_of_images(tmp_path: Path) ->
     assert test.shape == whitened.shape == train.shape
     assert sets.inputs(train, run.task)["whiten"] == "0.01, of the validation set"
     assert simulate(run, tmp_path).params_digest
+
+
+def test_public_images_alone_are_whitened_by_themselves(tmp_path: Path) -> None:
+    run = experiment(
+        nodes=2, rounds=3, task=DIGITS, validation=PUBLIC, algorithm={"name": "public", "lr": 0.1},
+        privacy={"mode": "none", "sigma": None},
+    )  # fmt: skip
+    assert simulate(run, tmp_path).params_digest
