@@ -202,11 +202,10 @@ class Learner:
                 planned=self.mechanism.compositions(self.run.train.rounds),
             )
             total = epsilon_pld(rows, config.delta)
-            link = min(
-                total,
-                epsilon_link(self.mechanism, self.ledger.longest(self.run.run_id), config.delta),
-            )
-            stated = Epsilon(total=total, link=link, per_node={self.name: total})
+            stated = Epsilon(total=total, per_node={self.name: total})
+            if not self.plan.algorithm.SILENT:
+                longest = self.ledger.longest(self.run.run_id)
+                stated.link = min(total, epsilon_link(self.mechanism, longest, config.delta))
         return Privacy(
             mode=config.mode,
             batches=None if config.mode == "none" else self.mechanism.batches,

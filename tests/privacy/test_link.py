@@ -19,7 +19,7 @@ from node.rounds import lockstep
 ROUNDS = 12
 
 
-def learners(**privacy: Any) -> dict[str, Learner]:
+def learners(algorithm: str = "dpdl", **privacy: Any) -> dict[str, Learner]:
     section = {"mode": "strict", "sigma": 1.0, "delta": 1e-3, "rate": 0.05, "batch": 20, **privacy}
     values = {
         "train": {"rounds": ROUNDS},
@@ -27,7 +27,7 @@ def learners(**privacy: Any) -> dict[str, Learner]:
         "experiment": {"nodes": 3},
         "privacy": section,
     }
-    config = ExperimentConfig.model_validate({**values, "algorithm": {"name": "dpdl"}})
+    config = ExperimentConfig.model_validate({**values, "algorithm": {"name": algorithm}})
     return in_process.make_learners(resolve(config))
 
 
@@ -84,3 +84,11 @@ def test_a_ledger_remembers_whom_it_answered(tmp_path: Path) -> None:
             0,
             0,
         ]
+
+
+def test_who_answers_nobody_has_none() -> None:
+    nodes = learners("dp-local")
+    play(nodes, 0, ROUNDS)
+    stated = nodes["n0"].privacy().epsilon
+    assert stated.total is not None
+    assert stated.link is None
