@@ -202,10 +202,11 @@ class Learner:
                 planned=self.mechanism.compositions(self.run.train.rounds),
             )
             total = epsilon_pld(rows, config.delta)
-            stated = Epsilon(total=total, per_node={self.name: total})
-            if not self.plan.algorithm.SILENT:
-                longest = self.ledger.longest(self.run.run_id)
-                stated.link = min(total, epsilon_link(self.mechanism, longest, config.delta))
+            longest = self.ledger.longest(self.run.run_id)
+            link = None if self.plan.algorithm.SILENT else min(
+                total, epsilon_link(self.mechanism, longest, config.delta)
+            )  # fmt: skip
+            stated = Epsilon(total=total, link=link, per_node={self.name: total})
         return Privacy(
             mode=config.mode,
             batches=None if config.mode == "none" else self.mechanism.batches,

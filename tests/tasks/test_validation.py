@@ -72,11 +72,12 @@ def test_what_is_held_out_is_nobodys_training_example(how):
 def test_a_daemon_whose_rows_overlap_it_is_told(tmp_path):
     sealed_run = sealed(run())
     rows = held_out(sealed_run, labels())
-    own = DataSection(rows=tmp_path / "rows.npy")
-    np.save(own.rows, np.r_[np.setdiff1d(np.arange(50), rows), rows[:1]])
+    file = tmp_path / "rows.npy"
+    own = DataSection(rows=file)
+    np.save(file, np.r_[np.setdiff1d(np.arange(50), rows), rows[:1]])
     with pytest.raises(DataError, match="overlaps the validation set"):
         make(sealed_run, own)
-    np.save(own.rows, np.setdiff1d(np.arange(50), rows))
+    np.save(file, np.setdiff1d(np.arange(50), rows))
     assert make(sealed_run, own).validation
 
 
