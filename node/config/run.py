@@ -271,13 +271,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _whitened_by_what_is_public(self) -> RunConfig:
-        known = self.validation
+        known, own = self.validation, self.task.data == "own"
         if self.task.whiten is None:
             return self
-        if known.size is None and known.path is None and not known.digest:
+        if known.path is None and not (known.digest if own else known.size):
             raise ValueError(
-                "task.whiten learns from the validation set, and there is none: set "
-                "validation.size or validation.path"
+                "task.whiten learns from the validation set: set "
+                f"{'validation.path' if own else 'validation.size'}"
             )
         if not known.public:
             raise ValueError(

@@ -212,11 +212,12 @@ class TaskSection(Section):
     """scattering: the model is fed fixed wavelet coefficients of images (after mean and std), 81
     for each channel at every fourth pixel, normalized image by image: features that nobody has to
     learn, so that a softmax regression does what takes pixels a deep model."""
-    whiten: float | None = Field(default=None, gt=0, le=1)
-    """The model is fed images (after transform) in coordinates in which those of the validation set
-    vary alike in every direction, so that noise drowns none of them. A direction that varies less
-    there than this share of the largest variance is left alone; 0.005 suits scattering. None: as
-    they are. Needs a validation set that is public."""
+    whiten: float | None = Field(default=None, ge=1e-6, le=1)
+    """The model, softmax or mlp, is fed images (after transform) in coordinates in which those of
+    the validation set vary alike in every direction, so that noise drowns none of them. Directions
+    of less than this share of the largest variance are scaled up as if they had it, and those of
+    none are left out; 0.005 suits scattering, 0.05 pixels. None: as they are. Needs a validation
+    set that is public."""
     value_range: tuple[float, float] | None = None
     """[low, high], PUBLIC: the range of everything the model is fed, of images (uint8 counts as 0 …
     1) before mean and std, of a table's features after centering and scaling; a node refuses data
@@ -299,6 +300,13 @@ class TaskSection(Section):
         for name, given in (("transform", self.transform), ("whiten", self.whiten)):
             if given and no_images:
                 raise ValueError(f"{name} is for images")
+            if given and self.own_code:
+                raise ValueError(f"{name} is for tasks of ours; {self.name} makes its own features")
+        if self.whiten and self.model not in ("softmax", "mlp"):
+            raise ValueError(
+                f"whiten leaves no picture that {self.model} could look at; take the model softmax "
+                "or mlp"
+            )
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError("value_range is [low, high], and low must be below high")
         return self

@@ -10,10 +10,11 @@ input, so that to whiten its input does the same.
 
     z = (Σ + damping·λ₁·I)^(-1/2) (x − μ)      μ, Σ, λ₁: mean, covariance, largest variance of Q
 
-Where Q has fewer examples than an example has values, z is taken along Q's examples: the same up to
-a rotation, in as many values as Q has examples; what lies in none of their directions is left out.
-Both forms are symmetric functions of a symmetric matrix, so that hosts whose arithmetic differs in
-the last bits still agree: principal axes would turn and change sign.
+Directions in which Q does not vary at all are left out: of them it says nothing, and a record that
+does vary there would be little else. Where Q has fewer examples than an example has values, z is
+taken along Q's examples: the same up to a rotation, in as many values as Q has examples. Both forms
+are symmetric functions of a symmetric matrix, so that hosts whose arithmetic differs in the last
+bits still agree: principal axes would turn and change sign.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from peer.errors import DataError
 
-TINY = 1e-10
-"""A variance below this share of the largest one is 0 in all but rounding."""
+TINY = 1e-8
+"""A variance below this share of the largest one is 0 in all but rounding: values are float32."""
+AT_ONCE = 256
+"""Examples in a product: always as many, so that the bits of one do not depend on how many others
+there are.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +49,7 @@ class Whitening:
         """Learned on public examples [n, …].
 
         Args:
-            damping: λ as a share of the largest variance; directions of less are left alone.
+            damping: a share of the largest variance; directions of less are not scaled up further.
 
         Raises:
             DataError: they are fewer than two, or all alike.
@@ -59,13 +65,22 @@ class Whitening:
                 "task.whiten needs public examples that differ from one another; give "
                 "[validation] more of them."
             )
-        scales = (values.clamp_min(0) + damping * values[-1]).rsqrt()
-        if few:  # along unit vectors of examples' space, of which those without variance have none
-            lengths = (values * (len(x) - 1)).clamp_min(0).sqrt()
-            some = values > TINY * values[-1]
-            scales = torch.where(some, scales / torch.where(some, lengths, 1.0), 0.0)
+        values, vectors = (each[..., values > TINY * values[-1]] for each in (values, vectors))
+        scales = (values + damping * values[-1]).rsqrt()
+        if few:  # x along the axes is as long as the root of its sum of squares
+            scales = scales / (values * (len(x) - 1)).sqrt()
         rows = vectors * scales @ vectors.T
         return cls(mean.float(), (rows @ x if few else rows).float())
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ((x.flatten(1) - self.mean) @ self.rows.T)[:, None, None]
+        whole = x.new_empty(len(x), 1, 1, len(self.rows))
+        parts = (torch.split(each, AT_ONCE) for each in (x.flatten(1), whole))
+        for part, z in zip(*parts, strict=True):
+            padded = functional.pad(part - self.mean, (0, 0, 0, AT_ONCE - len(part)))
+            z[:, 0, 0] = (padded @ self.rows.T)[: len(part)]
+        return whole
+
+    def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A linear layer [m, k], [m] on z, as one [m, v], [m] on x."""
+        weight = weight.double() @ self.rows.double()
+        return weight.float(), (bias.double() - weight @ self.mean.double()).float()

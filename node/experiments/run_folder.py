@@ -28,7 +28,7 @@ from node.records.exported import (
     privacy_sentence,
 )
 from node.records.summary import Summary
-from node.task import Task
+from node.task import Task, flat, views
 from peer import files
 from peer.errors import ConfigurationError, DataError, PeerpoiseError, StorageError
 from peer.message import Layout
@@ -80,6 +80,8 @@ def export(run: Path, model: Path, out: Path, form: Form | None = None) -> tuple
                 "began with; export another host's."
             )
         beside = None if info is None else _place_of_card(out)
+        if info is not None and info.task.whiten is not None:
+            info, layout, x = _of_images(run, info, layout, x)
         if form == "onnx":
             _write_onnx(run, info, layout, x, out)
         else:
@@ -98,6 +100,26 @@ def export(run: Path, model: Path, out: Path, form: Form | None = None) -> tuple
         )
     written(config, layout, x, out)
     return summary.digest(x), None
+
+
+def _of_images(
+    run: Path, info: ModelInfo, layout: Layout, x: Tensor
+) -> tuple[ModelInfo, Layout, Tensor]:
+    """The model of whitened images as one of images: its first layer is linear, as their map is.
+
+    Raises:
+        ConfigurationError, DataError: the public images are not here.
+    """
+    from node.tasks import sets
+
+    whitening, shape = sets.whitening(*_run_and_data(run))
+    parameters = dict(views(layout, x))
+    (weight, _), (bias, _) = layout.fields[:2]
+    parameters[weight], parameters[bias] = whitening.folded(parameters[weight], parameters[bias])
+    task = info.task.model_copy(update={"whiten": None})
+    layout = Layout(tuple((name, tuple(value.shape)) for name, value in parameters.items()))
+    info = info.model_copy(update={"task": task, "input_shape": shape})
+    return info, layout, flat(layout, parameters)
 
 
 def _write_onnx(run: Path, info: ModelInfo | None, layout: Layout, x: Tensor, out: Path) -> None:
@@ -213,7 +235,8 @@ def _run_and_data(run: Path) -> tuple[RunConfig, Any]:
         if (place / "node.toml").exists():
             node = load(NodeConfig, [place / "node.toml"])
             paths = {
-                key: _under(place, getattr(node.data, key)) for key in ("path", "test", "rows")
+                key: _under(place, getattr(node.data, key))
+                for key in ("path", "test", "rows", "validation")
             }
             config = load(RunConfig, [_under(place, node.run) or node.run])
             node.check_task(config.task)

@@ -35,7 +35,7 @@ from node.privacy.accountant import (
 from node.privacy.gate import GradientGate
 from node.privacy.ledger import Ledger
 from node.records import checkpoint, summary
-from node.records.exported import INPUT_SHAPE
+from node.records.exported import COORDINATES, INPUT_SHAPE, coordinates
 from node.records.journal import code_version
 from node.records.summary import Epsilon, Mixing, Privacy, Range, Summary
 from node.rounds.bounds import Bounds
@@ -117,8 +117,9 @@ class Learner:
     @property
     def about_model(self) -> Mapping[str, str]:
         """What is kept beside its parameters: the form of the inputs they are for."""
-        shape = self.task.input_shape
-        return {} if shape is None else {INPUT_SHAPE: json.dumps(shape)}
+        shape, words = self.task.input_shape, coordinates(self.run)
+        about = {} if shape is None else {INPUT_SHAPE: json.dumps(shape)}
+        return {**about, COORDINATES: words} if words else about
 
     def save_model(self, file: Path) -> None:
         layout, x = self.task.layout, self.algorithm.parameters

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from node.config import RunConfig
+from node.records.exported import COORDINATES, coordinates
 from peer.errors import ConfigurationError, DataError
 from peer.message import Layout
 
@@ -57,6 +58,11 @@ def parameters(run: RunConfig, layout: Layout, dtype: torch.dtype) -> Tensor:
                 for name in tensors.keys()  # noqa: SIM118 (it has no iterator)
             }
             _check_shapes(file, shapes, layout)
+            if (tensors.metadata() or {}).get(COORDINATES, "") != coordinates(run):
+                raise DataError(
+                    f"train.start: {file} is a model of other inputs than this run's: task.whiten "
+                    "and its validation set have to be those of the run that learned it."
+                )
             for name, _, place in layout.slices():
                 x[place] = tensors.get_tensor(name).reshape(-1)
     except (SafetensorError, RuntimeError) as error:

@@ -8,11 +8,13 @@ from typing import TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from node.config import TaskSection
+from node.config import RunConfig, TaskSection
 from node.records.summary import Privacy, Summary, conditions
 
 INPUT_SHAPE = "input_shape"
 """The key of channels, height and width in the files that a run leaves, as JSON."""
+COORDINATES = "coordinates"
+"""The key of `coordinates` in those files and in a start, if there are any."""
 INFO = "peerpoise"
 """The key of `ModelInfo` in an exported file, as JSON."""
 CARD_MARK = "<!-- Written by peerpoise export, which may write it again. -->"
@@ -46,6 +48,15 @@ class ModelInfo(BaseModel):
     """ε with its conditions, in a sentence."""
 
 
+def coordinates(run: RunConfig) -> str:
+    """In which a model is fed images, "" for their own: a model of others is another model."""
+    task = run.task
+    if task.whiten is None:
+        return ""
+    settings = {key: getattr(task, key) for key in ("mean", "std", "transform", "whiten")}
+    return f"{settings} by validation set {run.validation.digest}"
+
+
 def privacy_sentence(privacy: Privacy) -> str:
     """What is promised to a record of the training data."""
     if privacy.epsilon.total is None:
@@ -75,6 +86,8 @@ def card(info: ModelInfo, file: str) -> str:
     whose = f"the model of {info.node}" if info.node else "the average of all nodes' models"
     task = info.task
     learned = ", ".join(task.features) or f"inputs of {info.input_shape}"
+    if task.transform:
+        learned += f", which peerpoise.{task.transform} makes of images"
     rows = [
         ("file", file),
         ("what", f"{task.model}, {whose}"),

@@ -49,13 +49,12 @@ def load(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Sets:
     validation_set = validation_set and _prepared(validation_set, task)
     if task.whiten is None:
         return train, test, validation_set
-    assert validation_set, "the run file promises one"
-    public = validation_set.x.numpy()
-    whitening = _whitening(public.tobytes(), public.shape, task.whiten)
+    public = _public(validation_set, run, data)
+    whiten = _learned(public, task)
     return (
-        replace(train, x=whitening(train.x)),
-        test and replace(test, x=_whitened(test.x, whitening)),
-        replace(validation_set, x=whitening(validation_set.x)),
+        replace(train, x=whiten(train.x)),
+        test and replace(test, x=_whitened(test.x, whiten)),
+        replace(public, x=whiten(public.x)),
     )
 
 
@@ -98,6 +97,47 @@ def _prepared(examples: Examples, task: TaskSection) -> Examples:
         return images
     transform = scattering if task.data == "own" else remembered
     return replace(images, x=transform(images.x))
+
+
+def whitening(
+    run: RunConfig, data: DataSection | NDArray[np.int64]
+) -> tuple[Whitening, tuple[int, int, int]]:
+    """The map of a run that has one, and the shape of what it maps.
+
+    Raises:
+        ConfigurationError, DataError: the validation set is not there.
+    """
+    path = data.path if isinstance(data, DataSection) else None
+    train = datasets.own(path, run.task) if path else _images(run.task)[0]
+    known = validation.load(run, data, train)
+    public = _public(known and _prepared(known, run.task), run, data)
+    return _learned(public, run.task), public.shape
+
+
+def _public(
+    examples: Examples | None, run: RunConfig, data: DataSection | NDArray[np.int64]
+) -> Examples:
+    """The validation set as one that features may be learned from.
+
+    Raises:
+        ConfigurationError: there is none, or no promise that it is everybody's.
+    """
+    if examples is None:
+        raise ConfigurationError(
+            "task.whiten needs the validation set: set data.validation in the node's file."
+        )
+    if not run.validation.public or (isinstance(data, DataSection) and not run.validation.digest):
+        raise ConfigurationError(
+            "task.whiten needs a validation set that is public, with its digest in run.toml, so "
+            "that all nodes have the same: let up or pack write it."
+        )
+    return examples
+
+
+def _learned(public: Examples, task: TaskSection) -> Whitening:
+    assert task.whiten is not None
+    x = public.x.numpy()
+    return _whitening(x.tobytes(), x.shape, task.whiten)
 
 
 @lru_cache(maxsize=1)
