@@ -204,9 +204,8 @@ class Learner:
             )
             total = epsilon_pld(rows, config.delta)
             longest = self.ledger.longest(self.run.run_id)
-            link = None if self.plan.algorithm.SILENT else min(
-                total, epsilon_link(self.mechanism, longest, config.delta)
-            )  # fmt: skip
+            alone = epsilon_link(self.mechanism, longest, config.delta)
+            link = None if self.plan.algorithm.SILENT else min(total, alone)
             stated = Epsilon(total=total, link=link, per_node={self.name: total})
         return Privacy(
             mode=config.mode,
