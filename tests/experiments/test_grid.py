@@ -162,6 +162,7 @@ def test_only(tiny):
         ("[sweep.methods.x]\nalgorithm = 3\n", "sweep.methods.x.algorithm"),
         ("[sweep.methods.x]\nrates = ['fast']\n", "sweep.methods.x.rates"),
         ("[sweep.tuning]\n", "sweep.tuning: unknown key"),
+        ("[sweep.methods.mine]\nalgorithm.lr = 1\n", "Unknown algorithm 'mine'"),
     ],
 )
 def test_mistakes_in_the_file(tiny, text, part):

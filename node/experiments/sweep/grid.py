@@ -190,7 +190,9 @@ class Row:
             merge(values, {"algorithm": {"lr": lr}})
         if tuning:
             merge(values, {"task": {"held_out": True}})
-        config = experiment(values, self.files, f" (setting {self.setting}, method {self.method})")
+        where = f" (setting {self.setting}, method {self.method})"
+        config = experiment(values, self.files, where)
+        _check_algorithm(config.algorithm.name, self.files, where)
         if config.train.start:
             from node.learning import start  # has torch
 
@@ -352,6 +354,19 @@ def experiment(values: Values, files: Sequence[Path], where: str = "") -> Experi
         raise ConfigurationError(
             sentence(error, ExperimentConfig, files).rstrip(".") + where + "."
         ) from None
+
+
+def _check_algorithm(name: str, files: Sequence[Path], where: str) -> None:
+    """Raises ConfigurationError: there is none of this name. A method that is called otherwise than
+    its algorithm, and does not say which it is, is the usual case."""
+    from node.algorithms import find  # has torch
+
+    try:
+        find(name)
+    except ConfigurationError as error:
+        named = ", ".join(map(str, files))
+        sentence = str(error).rstrip(".")
+        raise ConfigurationError(f"{named}: algorithm.name: {sentence}{where}.") from None
 
 
 WAITING = ("sync", "start")
