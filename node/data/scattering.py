@@ -15,6 +15,7 @@ influence on another one's coefficients: they cost no privacy.
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import lru_cache
 from itertools import product
 from math import cos, pi, sin
@@ -36,6 +37,8 @@ MOST = 100_000
 """Images whose coefficients are remembered: 1.6 GB of 28 × 28 pixels."""
 AT_ONCE = 32
 """Images that are transformed together: some 100 MB."""
+MANY = 10_000
+"""Images that take so long (some 20 s of a core at 28 × 28) that it is said."""
 
 
 def scattering(images: Tensor) -> Tensor:
@@ -50,6 +53,8 @@ def scattering(images: Tensor) -> Tensor:
             f'task.transform = "scattering" needs images whose sides are multiples of {STRIDE}, '
             f"and at least {2 * STRIDE}, not {height}×{width}; set task.image_size."
         )
+    if n >= MANY:
+        print(f"Computing scattering coefficients of {n:,} images once; minutes.", file=sys.stderr)
     places = height // STRIDE, width // STRIDE
     whole = images.new_empty(n, channels * CHANNELS, *places)
     for start in range(0, n, AT_ONCE):

@@ -93,3 +93,13 @@ def test_what_is_remembered_has_the_same_bits_in_any_order(monkeypatch: pytest.M
     monkeypatch.setattr(module, "MOST", 6)
     assert torch.equal(module.remembered(images + 1), scattering(images + 1))
     assert len(module._known) == 6, "no more are kept"
+
+
+def test_what_takes_long_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "MANY", 3)
+    scattering(torch.zeros(2, 1, 8, 8))
+    assert not capsys.readouterr().err
+    scattering(torch.zeros(3, 1, 8, 8))
+    assert "coefficients of 3 images" in capsys.readouterr().err
