@@ -201,8 +201,9 @@ class Fgrpo(Algorithm):
         reward = self.policy.reward(state.x)
         tokens = self.policy.tokens_read
         state, after, figures = local_steps(c, self.policy, t, state, span)
-        before = state.x[span].clone()
+        before = state.x[span]  # no copy: nobody writes into what was said
         own = after[span] - before
+        del after  # as large as the model, and neighbors may take long
         payload: tuple[Tensor, ...] = (own, before) if c.pull else (own,)
         commitment = self.commitment(t, state, own, reward)
         layout = block.layout if block else None

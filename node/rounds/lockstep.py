@@ -107,7 +107,7 @@ def _round(
         sent = dict.fromkeys(speaking, 0)
         replies, heard = _exchange(speaking, neighborhoods, lost, heard, sent, mix, bounds)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
-        verbs = {i: step(talk, replies[i]) for i, talk in talks.items()}
+        verbs = {i: step(talk, _handed(verbs[i], replies.pop(i))) for i, talk in talks.items()}
         phase += 1
     return heard
 
@@ -136,7 +136,8 @@ def exchange(
     Returns:
         `Replies` for Say and Ask; for Mix the mixed tensors, one flat vector or a tuple of them.
     """
-    return _exchange(verbs, neighborhoods, lost, heard, sent, mix, bounds)[0]
+    replies, _ = _exchange(verbs, neighborhoods, lost, heard, sent, mix, bounds)
+    return {i: _handed(verbs[i], reply) for i, reply in replies.items()}
 
 
 def _exchange(
@@ -148,11 +149,11 @@ def _exchange(
     mix: MixSection,
     bounds: Bounds,
 ) -> tuple[dict[Peer, Any], Contacts]:
-    """What every node hears, and from whom."""
+    """What every node hears, and from whom; all who hear a Say hear one copy of it (`_handed`)."""
     assert len({_form(verb) for verb in verbs.values()}) <= 1, (
         f"nodes disagree on what is said: {verbs}"
     )
-    payloads = {i: materialize(verbs[i].tensors) for i in sorted(verbs)}
+    payloads = {i: _payload(verbs[i]) for i in sorted(verbs)}
     answers = {i: _answers(i, verbs, payloads[i], neighborhoods[i]) for i in payloads}
     contacts = arrived(
         verbs, neighborhoods, {*lost, *_refused(verbs, payloads, answers, neighborhoods, bounds)}
@@ -169,6 +170,12 @@ def _exchange(
             for j, answer in replies[i].items():
                 sent[j] += _nbytes(answer, verb.answer_layout or verb.layout)
     return replies, contacts
+
+
+def _payload(verb: Verb) -> WholePayload[Tensor]:
+    """All of what it says. Of a Say a copy, whatever becomes of the original."""
+    whole = materialize(verb.tensors)
+    return _copy(whole) if isinstance(verb, Say) else whole
 
 
 def _refused(
@@ -242,12 +249,21 @@ def _reply(
         weight = mixing_row(neighborhood, keep, verb.weights)
         return mixed(weight, {j: payloads[j] for j in weight}, rule_of(verb, mix, i))
     if isinstance(verb, Say):
-        there = {j: _copy(payloads[j]) for j in contacts[i]}
+        there = {j: payloads[j] for j in contacts[i]}
     else:
         there = {j: it for j, it in answers.items() if it is not None and j in contacts[i]}
     asked_by = contacts[i] if isinstance(verb, Say) else answers.keys()
     missing = frozenset(neighborhood.neighbors) - there.keys()
     return Replies(there.items(), missing, _notes(verbs, asked_by))
+
+
+def _handed(verb: Verb, reply: Any) -> Any:
+    """A reply into which its receiver may write. Made as it is handed over, so that of large models
+    there is a copy for each sender and for one receiver, not for each edge."""
+    if not isinstance(verb, Say):
+        return reply
+    copies = {j: _copy(payload) for j, payload in reply.items()}
+    return Replies(copies.items(), reply.missing, reply.notes)
 
 
 def _notes(verbs: Mapping[Peer, Verb], peers: Iterable[Peer]) -> dict[Peer, bytes]:

@@ -1,5 +1,6 @@
 """The plain driver: what is heard for what is said, and what is lost."""
 
+import gc
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from node.rounds import lockstep
 from node.rounds.lockstep import exchange
-from peer.message import Ask, IncrementalPayload, Layout, Mix, Say, Withheld
+from peer.message import Ask, IncrementalPayload, Layout, Mix, Say, Withheld, say
 from peer.topology import make_neighborhoods
 
 THREE = make_neighborhoods("full", ["a", "b", "c"])
@@ -39,6 +40,25 @@ def test_what_is_heard_is_a_copy():
     heard["b"]["a"].fill_(99)
     assert torch.equal(heard["c"]["a"], torch.tensor([0.0, 3.0]))
     assert torch.equal(X["a"], torch.tensor([0.0, 3.0]))
+
+
+def test_of_what_is_said_there_is_a_copy_for_each_sender_not_for_each_edge():
+    names, most = [f"n{k}" for k in range(6)], []
+
+    class Talker:
+        def __init__(self, k):
+            self.x = torch.full((4321,), float(k))
+
+        def round(self, t, view):
+            heard = yield from say("s", self.x)
+            gc.collect()
+            most.append(sum(torch.is_tensor(it) and it.numel() == 4321 for it in gc.get_objects()))
+            self.x = sum(heard.values())
+
+    talkers = {name: Talker(k) for k, name in enumerate(names)}
+    lockstep.run(talkers, make_neighborhoods("full", names), 1)
+    assert max(most) <= 4 * 6 < 6 * 5, "own, copies, one receiver's, and results"
+    assert talkers["n0"].x[0] == 1 + 2 + 3 + 4 + 5
 
 
 def test_a_question_is_a_copy_and_an_answer_may_be_stored():
