@@ -65,13 +65,13 @@ from node.maths.audit import (
     softmax_weights,
 )
 from node.maths.blocks import Block, BlockSchedule, active_block, partition_blocks
-from node.maths.commitment import Commitment, update_digest
+from node.maths.commitment import Commitment, largest, update_digest
 from node.maths.grpo_rounds import GrpoRunConfig, LocalState, begin, local_steps, without_moments
 from node.maths.mixing import weighted_sum
 from node.maths.policy import Policy
 from node.maths.relative_gain import Baseline, GainConfig, gain_weights
 from peer.errors import ConfigurationError
-from peer.message import Conversation, Peer, Replies, say
+from peer.message import MAX_NOTE, Conversation, Peer, Replies, say
 from peer.neighborhood import View
 
 REMEMBERED = 16
@@ -88,7 +88,7 @@ class FgrpoConfig(GrpoRunConfig):
     """How gains become weights."""
     audit: AuditConfig = AuditConfig()
     """How neighbors are audited."""
-    eta: float = Field(default=1.0, gt=0)
+    eta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """η: share of the averaged update that is applied."""
     pull: float = Field(default=0.5, ge=0, le=1)
     """κ, towards the neighbors' models, which then travel too. 0 is for a full graph without audits and
@@ -109,6 +109,18 @@ class FgrpoConfig(GrpoRunConfig):
             raise ConfigurationError(
                 'algorithm.gain = "audited" needs questions that others can make from a seed '
                 '(task.data = "questions"); with those of a file set algorithm.gain = "reported".'
+            )
+        if len(largest(generators).encode()) > MAX_NOTE:
+            raise ConfigurationError(
+                "The names of task.reasoning.families are too long to travel with every update: "
+                f"{len(largest(generators).encode()):,} bytes, at most {MAX_NOTE:,}; shorten them."
+            )
+        if self.audits and self.audit.convict >= self.audit.largest_z:
+            raise ConfigurationError(
+                f"With algorithm.audit.questions = {self.audit.questions} and forgetting = "
+                f"{self.audit.forgetting:g} z never falls below {-self.audit.largest_z:.3g}, so "
+                f"convict = {self.audit.convict:g} convicts nobody; ask more questions, or lower "
+                "it."
             )
         if self.audits and scored and self.audit.score == "probability":
             raise ConfigurationError(

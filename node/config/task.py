@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -136,9 +135,12 @@ class ReasoningSection(Section):
         if unused := sorted({*self.reward_scale} - {*self.families, OWN_FAMILY}):
             raise ValueError(f"reward_scale names {unused[0]!r}, which is none of families")
         scales = self.reward_scale.items()
-        if bad := [name for name, (a, b) in scales if not (0 < a < inf and -inf < b < inf)]:
+        if bad := [
+            name for name, (a, b) in scales if not (1e-30 <= a <= 1e30 and abs(b) <= 1e4 * a)
+        ]:
             raise ValueError(
-                f"the scale of {bad[0]!r} in reward_scale is a positive factor and an offset"
+                f"the scale of {bad[0]!r} in reward_scale is a positive factor and an offset of at "
+                "most 10,000 times it, beyond which float32 knows no differences"
             )
         return self
 

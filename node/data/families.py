@@ -58,13 +58,14 @@ class Family:
         """The item of a seed."""
         return self.samples([seed])[0]
 
-    def items(self, seed: int, *, held_out: bool) -> Iterator[Item]:
-        """Endless items for training, or for testing, from this seed on."""
-        while True:
-            for item in self.samples(range(seed, seed + AT_ONCE)):
+    def items(self, seeds: range, *, held_out: bool) -> Iterator[Item]:
+        """The items of these seeds that are for testing, or for training; no more seeds are asked
+        than are needed.
+        """
+        for start in seeds[::AT_ONCE]:
+            for item in self.samples(seeds[start - seeds.start :][:AT_ONCE]):
                 if item.held_out == held_out:
                     yield item
-            seed += AT_ONCE
 
 
 def seeded(name: str, make: Callable[[random.Random], Item]) -> Family:

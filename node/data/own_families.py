@@ -31,6 +31,8 @@ from peer.errors import ConfigurationError, TaskError
 
 LOADING, SECONDS = confined.LOADING, 10.0
 """By the clock, for the family's code to be loaded, and for a question or an answer."""
+LARGEST_SEED = 2**56 - 1
+"""Of those by which auditors ask (`node.llm.policy.audit_seed`)."""
 GIVE_UP = 3
 """Answers of a batch that may end the process one after another; the rest is then not scored."""
 PROMISES = {
@@ -126,7 +128,7 @@ class OwnFamily:
         """
         functions = self._functions("sample(seed)")
         self.scored = "score" in functions
-        item, again = self.samples([0, 0])
+        item, again, _ = self.samples([0, 0, LARGEST_SEED])
         if again != item:
             raise self._mistake(
                 "sample(0) gives two different questions; draw with random.Random(seed) only"

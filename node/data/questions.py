@@ -7,20 +7,19 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 
 from node.config.task import OWN_PREFIX
 from node.data import gym, own_families
-from node.data.families import FAMILIES, Family, Item
+from node.data.families import FAMILIES, HELD_OUT, Family, Item
 from node.data.texts import Texts, strings
 from peer.errors import ConfigurationError
 
 TRAIN, TEST = 800, 150
 """Most questions of a family; it may have fewer."""
 TRIED = 20_000
-"""Seeds that are asked for questions that were not there yet."""
+"""Questions that are looked at for such as were not there yet."""
 TRIED_OWN = 2_000
 """The same of families of somebody's own, which are asked in another process."""
 
@@ -85,11 +84,22 @@ def _texts(families: Sequence[str], most: int, *, held_out: bool) -> Texts:
 
 
 def _distinct(family: Family, most: int, held_out: bool) -> list[Item]:
-    """The first different ones; no more is asked than they take."""
+    """The first different ones; no more is asked than they take.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
     tried = TRIED_OWN if family.name.startswith(OWN_PREFIX) else TRIED
+    seeds = range(round(tried / (HELD_OUT if held_out else 1 - HELD_OUT)))
     distinct: dict[Item, None] = {}
-    for item in islice(family.items(0, held_out=held_out), tried):
+    for item in family.items(seeds, held_out=held_out):
         distinct[item] = None
         if len(distinct) == most:
             break
+    if not distinct:
+        raise ConfigurationError(
+            f"The family {family.name!r} has so few different questions that none is left to "
+            f"{'test' if held_out else 'learn'} by, as a fifth of them is for testing only; it "
+            "needs a hundred or more."
+        )
     return list(distinct)

@@ -27,6 +27,7 @@ from node.data import columns, conversations, unused
 from node.data.bad_rows import usable
 from node.data.columns import Nested, ending
 from node.data.examples import test_rows
+from node.data.families import Item
 from node.data.tables import labels
 from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError, DataError
@@ -63,6 +64,13 @@ class Texts:
         test = test_rows(self.y.numpy())
         return self.take(np.setdiff1d(np.arange(len(self)), test)), self.take(test)
 
+    def split_by(self, columns: Sequence[str]) -> tuple[Texts, Texts]:
+        """(train, test): rows that are alike in these columns are on one side, which their texts
+        decide."""
+        questions = zip(*(self.columns[name] for name in columns), strict=True)
+        held_out = np.array([Item("\n".join(map(str, cells)), "").held_out for cells in questions])
+        return self.take(np.flatnonzero(~held_out)), self.take(np.flatnonzero(held_out))
+
     def balanced(self, size: int | None) -> Texts:
         """The first rows of each kind in turn, `size` in all; None or too many: all."""
         if size is None or size >= len(self):
@@ -95,8 +103,9 @@ def public(task: TaskSection) -> tuple[Texts, Texts]:
     texts = read(task.path, task)
     if task.text.test:
         return texts, read(task.text.test, task)
-    train, test = texts.split()
-    if not len(test):
+    asked = _asked(task.text, texts) if task.name == "reasoning" else []
+    train, test = texts.split_by(asked) if asked else texts.split()
+    if not (len(train) and len(test)):
         raise DataError(
             f"{task.path} has so few rows that a fifth of a kind is none to test on; name "
             "task.text.test."
@@ -195,6 +204,13 @@ def _named(task: TaskSection) -> list[str]:
     """Columns that the run names."""
     assert task.text is not None
     return [*task.text.prompt, task.text.answer]
+
+
+def _asked(text: TextSection, texts: Texts) -> list[str]:
+    """Columns that a question is made of."""
+    said = [before_answer(text.answer)] if before_answer(text.answer) in texts.columns else []
+    named = [*text.prompt, *fields(text.template)]
+    return said or [name for name in named if name in texts.columns]
 
 
 def before_answer(answer: str) -> str:

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -72,7 +72,10 @@ class Exchange(threading.Thread):
                 headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
             self._connection.request("POST", self._path, self._body, headers)
             with self._connection.getresponse() as response:
-                self.status, self.reply = response.status, response.read(LARGEST_REPLY + 1)
+                reply = response.read(LARGEST_REPLY + 1)
+                if response.length and len(reply) <= LARGEST_REPLY:
+                    raise IncompleteRead(reply, response.length)
+                self.status, self.reply = response.status, reply
         except (OSError, HTTPException) as error:
             self.error = error
         finally:

@@ -44,7 +44,10 @@ from peer.message import Layout
 
 EVALUATED = 32
 """Questions of the fixed set by which `reward` goes."""
-TOO_FEW = "There are too few questions: some are to learn from, others to test by; add more."
+TOO_FEW = (
+    "There are too few questions: some are to learn from, others to test by; add more, or, where a "
+    "node's own kind is missing among the test questions, raise task.text.test_size."
+)
 SAMPLES = 8
 """Answers to a question from which the probability to be right is estimated where a scorer says
 what is right."""
@@ -225,7 +228,7 @@ class LanguagePolicy:
         mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
         if served:
             self._compare_server(mean.get("apart", 0.0))
-        elif on_policy and mean.get("apart", 0.0) > self._parity:
+        elif on_policy and not mean.get("apart", 0.0) <= self._parity:  # NaN, too
             raise TaskError(
                 "The model that answers is not the one that is trained: their log-probabilities "
                 f"differ by {mean['apart']:.2g} a token; it may have changed while it answered."
@@ -257,7 +260,7 @@ class LanguagePolicy:
 
     def _compare_server(self, apart: float) -> None:
         """Warns, once, of a server whose model is far from the one that is trained."""
-        if apart > FAR and not self._warned:
+        if not (apart <= FAR or self._warned):
             self._warned = True
             self._draws.warn(
                 f"The generation server's model is far from the one that is trained: their "

@@ -94,6 +94,13 @@ class Encoder:
         for prompt, text in zip(self.prompts(rows), rows.columns[self.text.answer], strict=True):
             yield self.cut(prompt, self.answer(prompt, str(text)), begin)
 
+    def sizes(self, rows: Texts) -> Iterator[tuple[int, int]]:
+        """Tokens of each row's prompt, and of its answer with its end, if neither were cut."""
+        begin = len(self._begin(rows))
+        for prompt, text in zip(self.prompts(rows), rows.columns[self.text.answer], strict=True):
+            size = begin + (len(self.tokens.encode(prompt)) if prompt else 0)
+            yield max(1, size), len(self.answer(prompt, str(text)))
+
     def questions(self, rows: Texts) -> Iterator[tuple[list[int], list[list[int]]]]:
         """(prompt, every label as its answer) of each row."""
         begin = self._begin(rows)

@@ -35,6 +35,8 @@ TICK_SECONDS = 0.05
 """Neighbors are answered so often while the server works."""
 NEVER = -100.0
 """Bias of tokens that are no part of an answer; the API allows no lower one."""
+IMPOSSIBLE = -1e30
+"""Log-probabilities below this are as good as infinite."""
 CERTAIN = 1e-3
 """Log-probabilities above 0 by no more than this are rounding."""
 NAMED = "token_id:"
@@ -220,7 +222,7 @@ class Server:
         if not self._is_text(ids, choice.text, sampling) or len(ids) != len(log_probs):
             return Answer()
         values = [math.nan if value is None else value for value in log_probs]
-        if not all(-math.inf < value <= CERTAIN for value in values):
+        if not all(IMPOSSIBLE < value <= CERTAIN for value in values):
             raise ConfigurationError(
                 f"{self.name} tells log-probabilities that are none (NaN, infinite or above 0)."
             )

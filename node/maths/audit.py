@@ -26,7 +26,7 @@ from statistics import median_low
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from node.config import Section
@@ -50,13 +50,27 @@ class AuditConfig(Section):
     part helps."""
     forgetting: float = Field(default=0.8, ge=0, lt=1)
     """φ, of the evidence of earlier rounds."""
-    convict: float = Field(default=3.0, gt=0)
+    convict: float = Field(default=3.0, gt=0, allow_inf_nan=False)
     """A neighbor whose z falls below minus this has no weight."""
-    acquit: float = 0.0
+    acquit: float = Field(default=0.0, allow_inf_nan=False)
     """It has weight again when its z rises above this; −3: as soon as z is no longer below −3."""
     neighbors_per_round: int | None = Field(default=None, ge=1)
-    """At most so many are audited in a round, in turn, and the others keep their verdicts; None:
-    all."""
+    """At most so many are audited in a round, drawn anew in each, and the others keep their
+    verdicts; None: all."""
+
+    @model_validator(mode="after")
+    def _lets_nobody_go_at_once(self) -> AuditConfig:
+        if self.acquit < -self.convict:
+            raise ValueError(
+                f"acquit = {self.acquit:g} is below -convict = {-self.convict:g}, so whoever is "
+                "convicted would be let go at once; raise it"
+            )
+        return self
+
+    @property
+    def largest_z(self) -> float:
+        """|z| stays below this, whatever audits see."""
+        return sqrt(self.questions / (1 - self.forgetting))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -67,8 +68,9 @@ class Commitment:
             raise ValueError("a text is none")
         if not all(type(number) is int and 0 <= number < 2**53 for number in numbers):
             raise ValueError("a number is none")
-        if type(values["previous_round"]) is not int or not -1 <= values["previous_round"] < 2**53:
-            raise ValueError("a round is none")
+        previous = values["previous_round"]
+        if type(previous) is not int or not -1 <= previous < values["round"]:
+            raise ValueError("the round before is none")
         reward = values["reward"]
         if type(reward) not in (int, float) or not abs(reward) < LARGEST:
             raise ValueError("the reward is none")
@@ -80,6 +82,21 @@ def _list(values: dict[str, object]) -> list[object]:
     if not isinstance(families, list):
         raise ValueError("no families")
     return families
+
+
+def largest(families: Sequence[str]) -> Commitment:
+    """One as long as any of these generators."""
+    most, digest = 2**53 - 1, "0" * 64
+    return Commitment(
+        round=most,
+        update=digest,
+        reward=-1.2345678901234567e-100,
+        evaluation=digest,
+        families=tuple(families),
+        questions=most,
+        previous_round=most,
+        previous=digest,
+    )
 
 
 def update_digest(delta: Tensor) -> str:

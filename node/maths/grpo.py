@@ -38,13 +38,13 @@ class GrpoConfig(Section):
     """Normalized per answer, by the longest answer allowed, or by the tokens of the batch."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """By which standard deviation centered rewards are divided."""
-    epsilon: float = Field(default=0.2, gt=0)
+    epsilon: float = Field(default=0.2, gt=0, allow_inf_nan=False)
     """ε: the ratio counts down to 1 − ε."""
     epsilon_high: float | None = Field(default=None, gt=0)
     """The ratio counts up to 1 + ε_high; None: ε."""
     delta: float | None = Field(default=None, gt=1)
     """Upper limit of the ratio where the advantage is negative (two-sided clipping); None: none."""
-    beta: float = Field(default=0.0, ge=0)
+    beta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the KL divergence from the reference model; 0 keeps none in memory."""
     questions: int = Field(default=8, ge=1)
     """Questions of a step, each with `num_generations` answers."""
@@ -53,7 +53,7 @@ class GrpoConfig(Section):
     mask_truncated_completions: bool = False
     """Learn nothing from answers that are cut off (DAPO): a long one is no worse for that than a
     short one. Their rewards stay in their groups' means."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
     """Of the softmax from which answers are drawn."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Answers are drawn from the smallest set of tokens that has this probability."""

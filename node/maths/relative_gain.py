@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from math import exp, isfinite, sqrt
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from node.config import Section
 from peer.message import Peer
 
 SMALLEST = 1e-8
 """Least divisor of a gain."""
+STEEPEST = 300.0
+"""Most of clip/temperature."""
 LARGEST = 1e100
 """Magnitude beyond which a reward is no reward: it gains least, and no baseline learns of it."""
 
@@ -43,6 +45,15 @@ class GainConfig(Section):
     """u_max, the largest share of one peer; below 1/n all n peers weigh the same."""
     mixing: float = Field(default=0.5, ge=0, le=1)
     """μ: 0 mixes by W alone, 1 by gains alone."""
+
+    @model_validator(mode="after")
+    def _has_exponentials(self) -> GainConfig:
+        if not self.clip / self.temperature <= STEEPEST:
+            raise ValueError(
+                f"clip = {self.clip:g} is more than {STEEPEST:g} times temperature = "
+                f"{self.temperature:g}, whose exponential is no number; lower clip"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)

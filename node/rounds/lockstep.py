@@ -107,7 +107,7 @@ def _round(
         sent = dict.fromkeys(speaking, 0)
         replies, heard = _exchange(speaking, neighborhoods, lost, heard, sent, mix, bounds)
         after_phase(t, phase, next(iter(speaking.values())).kind, sent)
-        verbs = {i: step(talk, _handed(verbs[i], replies.pop(i))) for i, talk in talks.items()}
+        verbs = {i: step(talk, _handed(speaking[i], replies.pop(i))) for i, talk in talks.items()}
         phase += 1
     return heard
 

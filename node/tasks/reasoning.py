@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from node.config import DataSection, ReasoningSection, RunConfig, TextSection
-from node.data import questions
+from node.data import Texts, questions
 from node.data.own_families import scorer
 from node.figures import Metric
 from node.hooks import no_op
 from node.llm.forward import Forward
 from node.llm.policy import LanguagePolicy, divided, family_of, items_of
+from node.llm.prompts import Encoder
 from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
 from node.randomness import Keys
@@ -66,24 +67,22 @@ class Reasoning(CausalLM, RewardedTask):
         self.scored = [name for name in generators if questions.find(name).scores]
         self._tested = of.test.texts if of.test else None
         names = sorted(set(family_of(self._tested))) if self._tested else []
+        for part in (rows, held_out):
+            check_whole(part, of.encoder)
+            if not (self.scored or section.scorer):  # one answer is right
+                check_sayable(part, of.encoder, config)
         self._sampled = config
         self._scorer = None
         if section.scorer:
             first = rows.take(np.arange(1))
             self._scorer = scorer(section.scorer, items_of(first, of.encoder)[0])
-        self.metrics = (
-            EXACT,
-            REWARD,
-            *(
-                Metric(
-                    _of_family(name),
-                    f"Of questions of the family {name}.",
-                    higher_is_better=True,
-                    unit="ratio",
-                )
-                for name in names
-            ),
-        )
+        by_family = [figure for name in names for figure in figures_of(name)]
+        if len({figure.name for figure in by_family}) < len(by_family):
+            raise ConfigurationError(
+                "Two of task.reasoning.families differ in signs only, so their figures would have "
+                "one name; rename one."
+            )
+        self.metrics = (EXACT, REWARD, *by_family)
 
     def to(self, device: torch.device) -> None:
         """Stays on the CPU, whatever device there is: masks and draws of answers are there."""
@@ -121,16 +120,54 @@ class Reasoning(CausalLM, RewardedTask):
             name: torch.tensor([k for k, each in enumerate(asked.families) if each == name])
             for name in families
         }
-        exact = {name: float(right[rows].double().mean()) for name, rows in of.items()}
-        return {
-            "exact_match": sum(exact.values()) / len(exact),
-            "reward": sum(float(likely[rows].mean()) for rows in of.values()) / len(of),
-            **{_of_family(name): value for name, value in exact.items()},
+        parts = {"exact_match": right.double(), "reward": likely}
+        by_family = {
+            f"{figure}_{plain(name)}": float(values[rows].mean())
+            for figure, values in parts.items()
+            for name, rows in of.items()
         }
+        means = {
+            figure: sum(by_family[f"{figure}_{plain(name)}"] for name in of) / len(of)
+            for figure in parts
+        }
+        return {**means, **by_family}
 
 
-def _of_family(name: str) -> str:
-    return f"exact_match_{re.sub('[^a-z0-9]', '_', name.lower())}"
+def figures_of(family: str) -> tuple[Metric, Metric]:
+    """EXACT and REWARD of its test questions alone."""
+    about = f"Of questions of the family {family}."
+    return (
+        replace(EXACT, name=f"{EXACT.name}_{plain(family)}", help=about),
+        replace(REWARD, name=f"{REWARD.name}_{plain(family)}", help=about, tabulated=False),
+    )
+
+
+def plain(family: str) -> str:
+    """Its name as part of a figure's."""
+    return re.sub("[^a-z0-9]", "_", family.lower())
+
+
+def check_whole(rows: Texts, encoder: Encoder) -> None:
+    """Raises ConfigurationError: a question would be cut, so that another one would be rewarded."""
+    length = encoder.text.length
+    if (longest := max(map(sum, encoder.sizes(rows)), default=0)) > length:
+        raise ConfigurationError(
+            f"A question and its answer have {longest} tokens, more than task.text.length = "
+            f"{length}; raise that, or leave such questions out."
+        )
+
+
+def check_sayable(rows: Texts, encoder: Encoder, config: GrpoConfig) -> None:
+    """Raises ConfigurationError: none of a family's right answers is short enough to be said."""
+    shortest: dict[str, int] = {}
+    for family, (_, answer) in zip(family_of(rows), encoder.sizes(rows), strict=True):
+        shortest[family] = min(answer, shortest.get(family, answer))
+    if long := [name for name, least in shortest.items() if least > config.max_completion_length]:
+        raise ConfigurationError(
+            f"No right answer to questions of the family {long[0]!r} has at most "
+            f"algorithm.max_completion_length = {config.max_completion_length} tokens with its "
+            "end; raise that."
+        )
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:

@@ -136,6 +136,8 @@ def spoiled(fault: str, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [{**each, "logprobs": None} for each in choices]
         case "nan":
             first["logprobs"]["token_logprobs"][0] = float("nan")
+        case "below-float32":
+            first["logprobs"]["token_logprobs"][0] = -1e300
         case "long":
             first["token_ids"] = first["token_ids"][:1] * 1000
             first["logprobs"]["token_logprobs"] = [-1.0] * 1000
@@ -194,6 +196,8 @@ def handler(model: Model, die_after: int | None, key: str | None) -> type[BaseHT
             match fault:
                 case "not-json":
                     self.reply(200, b"<html>hello</html>")
+                case "dying":
+                    self.reply(200, b'{"choices": [', size=1000)
                 case "huge":
                     self.reply(200, b" " * (65 << 20))
                 case "failing":
@@ -203,9 +207,9 @@ def handler(model: Model, die_after: int | None, key: str | None) -> type[BaseHT
                 case _:
                     self.reply(200, json.dumps({"choices": choices}).encode())
 
-        def reply(self, status: int, body: bytes) -> None:
+        def reply(self, status: int, body: bytes, size: int | None = None) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(size or len(body)))
             self.end_headers()
             self.wfile.write(body)
 

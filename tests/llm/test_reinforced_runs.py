@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from kit.own_families import sums, written
 from node.config import ExperimentConfig
 from node.data.families import Item
+from node.data.texts import public
 from node.experiments.in_process import make_learners, simulate
 from node.experiments.resolve import resolve
 from node.maths.policy import Draws
@@ -114,6 +115,18 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
     assert summary.task_metrics["exact_match"].mean is not None
 
 
+def test_no_question_of_a_file_is_learned_and_tested(tmp_path: Path) -> None:
+    """However often it stands there."""
+    file = file_of(tmp_path)
+    file.write_text("\n".join([file.read_text()] * 10), encoding="utf-8")
+    task = config(**from_file(file, gain="reported")).task
+    train, test = public(task)
+    asked = [{*part.columns["q"]} for part in (train, test)]
+    assert not asked[0] & asked[1]
+    assert len(asked[0] | asked[1]) == 60
+    assert len(test) == 10 * len(asked[1]) > 0
+
+
 def test_questions_of_a_file_can_not_be_audited(tmp_path: Path) -> None:
     """Whatever a column says of their family."""
     with pytest.raises(ConfigurationError, match=r'set algorithm\.gain = "reported"'):
@@ -135,8 +148,14 @@ def test_a_line_that_is_cut_off_is_one_sentence(tmp_path: Path) -> None:
         ({"task": {"name": "causal-lm", "text": {"prompt": ("question",), "answer": "answer"}}}, "the task asks no questions"),
         ({"task": {"reasoning": {"families": ["sort", "chess"]}}}, "Unknown family 'chess'"),
         ({"task": {"reasoning": {"families": ["gym:n_queens"]}}}, "is none of base_conversion"),
+        ({"task": {"text": {"length": 10, "test_size": 6, "embeddings": True}}}, "more than task.text.length = 10; raise that"),
+        ({"algorithm": {**ALGORITHM, "max_completion_length": 3}}, "the family 'sort' has at most algorithm.max_completion_length = 3"),
+        ({"algorithm": {**ALGORITHM, "audit": {"questions": 1}}}, "convicts nobody; ask more questions"),
     ],
-    ids=["a mode", "async", "another task", "a family", "a family that is not allowed"],
+    ids=[
+        "a mode", "async", "another task", "a family", "a family that is not allowed",
+        "questions that are cut", "answers that are cut", "audits that convict nobody",
+    ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_sentence(
     sections: dict[str, Any], sentence: str, tmp_path: Path
@@ -257,6 +276,34 @@ def test_a_scorer_is_audited_by_what_is_drawn_or_not_at_all(name: str) -> None:
     with pytest.raises(ConfigurationError, match=r'set algorithm\.audit\.score = "sampled"'):
         resolve(config(**with_family(name))).checked()
     resolve(config(**with_family(name, score="sampled"))).checked()
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ('return {"question": "1+1=", "answer": "2"}', "so few different questions that none is"),
+        (
+            'random.Random(int.from_bytes(seed.to_bytes(4, "big")))\n'
+            '    return {"question": f"{seed}=", "answer": "2"}',
+            r"sample, given '72057594037927935', raised OverflowError",
+        ),
+    ],
+    ids=["one question", "not any seed"],
+)
+def test_a_family_that_auditors_can_not_use_is_one_sentence(
+    code: str, sentence: str, tmp_path: Path
+) -> None:
+    name = written(tmp_path / "one.py", f"import random\n\ndef sample(seed):\n    {code}\n")
+    with pytest.raises((ConfigurationError, TaskError), match=sentence) as caught:
+        run(tmp_path / "run", **with_family(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_figures_of_two_families_have_two_names(tmp_path: Path) -> None:
+    code = 'def sample(seed):\n    return {"question": f"{seed}=", "answer": str(seed)[-3:]}\n'
+    names = [written(tmp_path / name, code) for name in ("a_b.py", "a-b.py")]
+    with pytest.raises(ConfigurationError, match="differ in signs only"):
+        run(tmp_path / "run", task={"reasoning": {"families": names}})
 
 
 def test_a_mistake_in_a_family_is_one_sentence(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def test_a_server_that_is_far_away_is_one_warning(
 FAULTS: dict[str, tuple[type[PeerpoiseError], str]] = {
     "no-logprobs": (ConfigurationError, "tells no log-probabilities of its answers"),
     "nan": (ConfigurationError, r"log-probabilities that are none \(NaN"),
+    "below-float32": (ConfigurationError, r"log-probabilities that are none \(NaN"),
+    "dying": (TemporaryFailure, r"can't be reached \(IncompleteRead"),
     "not-json": (ConfigurationError, "no OpenAI-compatible completion"),
     "long": (ConfigurationError, "an answer of 1000 tokens where at most 4 were asked for"),
     "other-tokenizer": (ConfigurationError, "serves another model than the run's, or one with an"),

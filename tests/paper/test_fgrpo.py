@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kit.bandits import LAYOUT, cluster, success
 from node.algorithms import Resources
@@ -302,6 +303,37 @@ def test_a_commitment_that_does_not_hold_counts_for_nothing(commitment, t, delta
 )
 def test_whatever_stands_in_a_note_is_a_commitment_or_nothing(note):
     assert commitment_of(note, 0, DELTA) is None
+
+
+@pytest.mark.parametrize("previous_round", [1, 2, 2**52])
+def test_nothing_follows_what_is_yet_to_come(previous_round):
+    note = replace(SECOND, round=1, previous_round=previous_round, previous="0" * 64).encode()
+    assert commitment_of(note, 1, DELTA) is None
+
+
+def test_names_of_families_fit_into_a_note():
+    Fgrpo.Config().check_families(["own:a.b"] * 14, [])
+    with pytest.raises(ConfigurationError, match="too long to travel with every update"):
+        Fgrpo.Config().check_families([f"own:{'ж' * 60}.{k}" for k in range(14)], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"relative": {"clip": 2.0, "temperature": 0.002}}, "clip = 2 is more than 300 times"),
+        ({"audit": {"acquit": -5.0}}, "would be let go at once"),
+        ({"audit": {"acquit": float("nan")}}, "finite"),
+        ({"audit": {"convict": float("inf")}}, "finite"),
+        ({"temperature": 1e-40}, "greater than or equal to 0.01"),
+        ({"lr": float("inf")}, "finite"),
+        ({"eta": float("inf")}, "finite"),
+        ({"beta": float("inf")}, "finite"),
+    ],
+    ids=str,
+)
+def test_options_with_which_nothing_would_be_learned_are_refused(options, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        Fgrpo.Config.model_validate(options)
 
 
 def test_a_chain_with_a_gap_begins_anew():

@@ -174,10 +174,13 @@ def test_clipped_tokens_are_counted():
     assert (terms.clipped_high, terms.clipped_low) == (1, 1)
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_loss_and_gradient_are_those_of_trl(loss_type, options):
-    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="pip install trl").GRPOTrainer
+    trainer = pytest.importorskip(
+        "trl.trainer.grpo_trainer", reason="pip install --no-deps trl datasets …: .ci/run"
+    ).GRPOTrainer
     now, old, reference, mask, rewards = batch()
     c = config(loss_type=loss_type, **options)
     advantage = advantages(rewards, c)
@@ -188,10 +191,13 @@ def test_loss_and_gradient_are_those_of_trl(loss_type, options):
     _assert_equal(ours, theirs, now)
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_with_importance_weights_loss_and_gradient_are_those_of_trl(loss_type, options):
-    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="pip install trl").GRPOTrainer
+    trainer = pytest.importorskip(
+        "trl.trainer.grpo_trainer", reason="pip install --no-deps trl datasets …: .ci/run"
+    ).GRPOTrainer
     now, old, reference, mask, rewards = batch()
     c = config(loss_type=loss_type, **options)
     advantage, weights = advantages(rewards, c), token_weights(mask, c, LONGEST).to(now.dtype)
@@ -210,10 +216,13 @@ def test_with_importance_weights_loss_and_gradient_are_those_of_trl(loss_type, o
     _assert_equal(ours, theirs, now)
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_without_truncated_completions_loss_and_gradient_are_those_of_trl(loss_type, options):
-    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="pip install trl").GRPOTrainer
+    trainer = pytest.importorskip(
+        "trl.trainer.grpo_trainer", reason="pip install --no-deps trl datasets …: .ci/run"
+    ).GRPOTrainer
     now, old, reference, mask, rewards = batch()
     c = config(loss_type=loss_type, mask_truncated_completions=True, **options)
     advantage, is_truncated = advantages(rewards, c), torch.arange(len(mask)) % 3 == 0
