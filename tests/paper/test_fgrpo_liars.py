@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
-from kit.bandits import attacked, cluster, success
+from kit.bandits import FAMILIES, attacked, cluster, success
 from node.algorithms.fgrpo import Fgrpo, evidence_of
 from node.config import AttackSection
 from node.maths.audit import AuditConfig, Evidence, guilty
 from node.rounds import lockstep
-from peer.message import Replies, Say, step
+from peer.message import Conversation, Replies, Say, step
 from peer.neighborhood import View
 
 ROUNDS = 40
@@ -109,6 +110,42 @@ def test_an_idle_peer_costs_little_however_it_is_weighed(weights: str) -> None:
 def test_power_of_the_verdict() -> None:
     """Where it is ignored the first test of this file is red."""
     assert outcome("gross", "verdict ignored").success < 0.9 * outcome().success
+
+
+class Brake(Fgrpo):
+    """Its update is honest. The model that it sends along is not: it lies where the others' last
+    updates came from, but for the questions of its own family."""
+
+    against: Tensor | None = None
+
+    def round(self, t: int, view: View) -> Conversation:
+        talk = super().round(t, view)
+        said = step(talk)
+        assert isinstance(said, Say)
+        update, model = cast("tuple[Tensor, Tensor]", said.tensors)
+        if self.against is not None:
+            model = model - 100 * self.against
+        heard = yield replace(said, tensors=(update, model))
+        total = sum((parts[0] for parts in heard.values()), torch.zeros_like(update))
+        total.view(len(FAMILIES), -1)[FAMILIES.index(self.policy.families[0])] = 0
+        if total.any():
+            self.against = total / total.norm()
+        step(talk, heard)
+
+
+@pytest.mark.parametrize(("graph", "size"), [("full", 3), ("ring", 6), ("full", 6)])
+def test_a_model_that_holds_others_back_costs_less_than_a_tenth(graph: str, size: int) -> None:
+    """Nobody is convicted of it; how far a model may pull is what bounds it."""
+    reached = []
+    for brakes in (False, True):
+        nodes, neighborhoods = cluster(Fgrpo, graph, size)
+        last = f"n{size - 1}"
+        if brakes:
+            nodes[last].__class__ = Brake
+        lockstep.run(nodes, neighborhoods, 20)
+        honest = [success(node.parameters) for name, node in nodes.items() if name != last]
+        reached.append(sum(honest) / len(honest))
+    assert reached[1] > 0.9 * reached[0]
 
 
 # how long a verdict lasts
