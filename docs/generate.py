@@ -102,7 +102,16 @@ def feature(kind: type[Section]) -> str:
 def options(name: str) -> str:
     second = sorted(other for other, algorithm in NOISED.items() if algorithm == name)
     names = " or ".join(f'"{known}"' for known in (name, *second))
-    return f"### [algorithm] with name = {names}\n\n" + table(find(name).Config.model_fields)
+    return f"### [algorithm] with name = {names}\n\n" + table(leaves(find(name).Config))
+
+
+def leaves(model: type[Section], within: str = "") -> dict[str, Any]:
+    """Its fields, and in place of sections theirs, as "warmup.rounds"."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner = _section_of(field) if isinstance(field.default, Section) else None
+        fields |= leaves(inner, f"{within}{name}.") if inner else {f"{within}{name}": field}
+    return fields
 
 
 def attack_options(name: str) -> str:

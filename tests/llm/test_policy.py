@@ -460,3 +460,31 @@ def test_what_a_file_calls_its_families_runs_nothing(made, name):
     asked = one.asked(train).take([0])
     total = int(asked.items[0].prompt[5:-1])
     assert one._scores(asked, answered([f"{total - 1}+1"]))[0] < 1, "another sum is no answer here"
+
+
+def test_a_model_that_is_no_longer_one_is_one_sentence(made):
+    """Diverged: all it says is NaN, and no comparison with that is true."""
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    nowhere = torch.full_like(made["x"], torch.nan)
+    with pytest.raises(TaskError, match="differ by nan a token") as caught:
+        one.gradient(nowhere, rollouts, CONFIG, torch.ones(len(rollouts.rewards)))
+    assert "\n" not in str(caught.value)
+    drawn = one.rollouts(nowhere, CONFIG, 0, 0)
+    assert not drawn.exact.any()
+
+
+def test_empty_answers_are_wrong_and_their_end_is_learned_from(made):
+    one = policy(made)
+    rollouts = one.rollouts(made["x"], CONFIG, 0, 0)
+    empty = torch.zeros_like(rollouts.completions.mask)
+    empty[:, 0] = 1
+    completions = Completions(
+        torch.full_like(empty, TOKENS.end),
+        empty,
+        rollouts.completions.log_probs,
+        torch.ones(len(empty), dtype=torch.bool),
+    )
+    assert one.texts(completions) == [""] * len(empty)
+    asked = one._train.take([0] * len(empty))
+    assert one._scores(asked, completions) == [0.0] * len(empty)

@@ -120,3 +120,6 @@ def test_four_peers_with_a_family_of_questions_each() -> None:
     assert together.mean("exact_match") >= alone.mean("exact_match") + AHEAD
     best = max(each["exact_match"] for each in alone.end.values())
     assert together.mean("exact_match") > best, "and every single one of them"
+    nodes = list(together.learners.values())
+    average = torch.stack([node.algorithm.parameters for node in nodes]).mean(0)
+    assert nodes[0].task.evaluate(average)["exact_match"] > best, "so does the averaged model"

@@ -112,6 +112,37 @@ def test_power_of_the_verdict() -> None:
     assert outcome("gross", "verdict ignored").success < 0.9 * outcome().success
 
 
+# margins, as those of a pilot with a language model
+
+
+def reached(graph: str = "full", noisy: int = 0, **options: Any) -> float:
+    """Success of the honest after 20 rounds; the last peers are noise, and claim tenfold."""
+    nodes, neighborhoods = cluster(Fgrpo, graph, **options)
+    noise = AttackSection.model_validate({**LIARS["noise"], "claim": 10.0})
+    for name in sorted(nodes)[6 - noisy :]:
+        nodes[name] = attacked(nodes[name], noise)
+    lockstep.run(nodes, neighborhoods, 20)
+    honest = [success(nodes[name].parameters) for name in sorted(nodes)[: 6 - noisy]]
+    return sum(honest) / len(honest)
+
+
+def test_audits_tell_noise_from_updates_where_half_of_the_peers_are_noise() -> None:
+    audited = reached(noisy=3)
+    assert audited > reached(noisy=3, weights="raw-gain") + 0.04
+    assert audited > reached(noisy=3, weights="reward") + 0.04
+    assert audited > reached(noisy=3, weights="uniform") + 0.02
+
+
+def test_relative_gains_do_neither_harm_nor_good_where_all_are_honest() -> None:
+    alone: dict[str, Any] = {"relative": {"mixing": 1.0}}
+    assert reached(gain="reported") == pytest.approx(reached(weights="uniform"), abs=0.06)
+    assert reached(gain="reported", **alone) >= reached(weights="reward", **alone)
+
+
+def test_a_ring_needs_the_pull() -> None:
+    assert reached("ring") > reached("ring", pull=0.0) + 0.03
+
+
 class Brake(Fgrpo):
     """Its update is honest. The model that it sends along is not: it lies where the others' last
     updates came from, but for the questions of its own family."""
