@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from node import device as devices
-from node.algorithms import Resources
+from node.algorithms import Capability, Resources, find
 from node.config import ExperimentConfig, PrivacySection, load
 from node.config.task import SUPERVISED
 from node.experiments.resolve import resolve
@@ -388,4 +388,9 @@ def show(report: Report) -> RenderableType:
         f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting "
         "comes on top"
     )
+    if Capability.POLICY in find(report.algorithm).NEEDS:
+        lines.append(
+            "This is a round of the warm-up; in one of reinforcement answers are drawn, learned from "
+            "and audited, which a run's journal measures"
+        )
     return Group(Text(head, "bold"), table, *(Text(line + ".") for line in lines))

@@ -193,6 +193,10 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
     run, privacy = question.run, question.run.privacy
     if find(run.algorithm.name).PUBLIC:
         return _without_private_data(question)
+    if not find(run.algorithm.name).PRIVATE:
+        raise ConfigurationError(
+            f"{run.algorithm.name} has no differential privacy in any mode, so there is no ε to plan."
+        )
     if privacy.mode != "strict":
         raise ConfigurationError(
             f'privacy.mode = "{privacy.mode}" has no ε to plan; see --set privacy.mode=strict.'

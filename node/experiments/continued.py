@@ -87,6 +87,8 @@ def _chosen(run: RunConfig, names: Sequence[str]) -> dict[str, object]:
         with suppress(ConfigurationError):  # one that it needs
             if Plan.of(without, neighborhoods).options == whole:
                 options = fewer
+    if isinstance(options.get("warmup"), Mapping):
+        del options["warmup"]  # supervised rounds: the first run had them
     return options
 
 

@@ -314,6 +314,10 @@ def test_budget_of_all_ledgers_and_of_none(
         (["--epsilon", "8", "--sigma", "2"], "not both"),
         (["--epsilon", "8", "--graph", "moon"], "Unknown topology 'moon'"),
         (["--epsilon", "8", "--set", "privacy.mode=none"], "no ε to plan"),
+        (
+            ["--epsilon", "8", "--set", "algorithm.name=fgrpo"],
+            "fgrpo has no differential privacy in",
+        ),
         (["--epsilon", "-1"], "privacy.epsilon"),
         (["none.toml"], "none.toml"),
     ],

@@ -103,3 +103,16 @@ def test_what_was_said_of_the_first_start_is_not_said_of_the_second() -> None:
         .keys()
         .isdisjoint({"start", "start_digest", "public_start"})
     )
+
+
+def test_a_second_run_has_no_warm_up() -> None:
+    """Its model had one."""
+    options = {"name": "fgrpo", "warmup": {"rounds": 20, "lr": 0.003}, "questions": 4}
+    run = RunConfig.model_validate(
+        {
+            "algorithm": options,
+            "task": {"name": "reasoning", "model": "bytes", "data": "questions"},
+            "privacy": {"mode": "none"},
+        }
+    )
+    assert continued._values(run, [], {})["algorithm"] == {"name": "fgrpo", "questions": 4}
