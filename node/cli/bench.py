@@ -390,7 +390,7 @@ def show(report: Report) -> RenderableType:
     )
     if Capability.POLICY in find(report.algorithm).NEEDS:
         lines.append(
-            "This is a round of the warm-up; in one of reinforcement answers are drawn, learned from "
-            "and audited, which a run's journal measures"
+            "This is a round of the warm-up; in one of reinforcement answers are drawn, learned "
+            "from and audited, which a run's journal measures"
         )
     return Group(Text(head, "bold"), table, *(Text(line + ".") for line in lines))

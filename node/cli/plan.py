@@ -195,7 +195,8 @@ def answer(question: Question, say: Callable[[str], None] = lambda text: None) -
         return _without_private_data(question)
     if not find(run.algorithm.name).PRIVATE:
         raise ConfigurationError(
-            f"{run.algorithm.name} has no differential privacy in any mode, so there is no ε to plan."
+            f"{run.algorithm.name} has no differential privacy in any mode, so there is no ε to "
+            "plan."
         )
     if privacy.mode != "strict":
         raise ConfigurationError(
