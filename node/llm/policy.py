@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -226,12 +227,17 @@ class LanguagePolicy:
         if on_policy and not len(rows):
             sums.update(self._compared(x, rollouts, config, sampling))
         mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
+        if math.isnan(apart := mean.get("apart", 0.0)):
+            raise TaskError(
+                "The model's log-probabilities are no numbers (NaN): it has diverged; lower "
+                "algorithm.lr."
+            )
         if served:
-            self._compare_server(mean.get("apart", 0.0))
-        elif on_policy and not mean.get("apart", 0.0) <= self._parity:  # NaN, too
+            self._compare_server(apart)
+        elif on_policy and apart > self._parity:
             raise TaskError(
                 "The model that answers is not the one that is trained: their log-probabilities "
-                f"differ by {mean['apart']:.2g} a token; it may have changed while it answered."
+                f"differ by {apart:.2g} a token; it may have changed while it answered."
             )
         return PolicyGradient(
             gradient=gradient if len(rows) else None,
@@ -240,7 +246,7 @@ class LanguagePolicy:
             clip_high=mean.get("high", 0.0),
             kl=mean.get("kl", 0.0),
             zero_spread=1 - float(has_spread(rollouts.rewards, config).double().mean()),
-            mismatch=mean.get("apart", 0.0),
+            mismatch=apart,
             seconds=time.thread_time() - since,
         )
 
@@ -260,7 +266,7 @@ class LanguagePolicy:
 
     def _compare_server(self, apart: float) -> None:
         """Warns, once, of a server whose model is far from the one that is trained."""
-        if not (apart <= FAR or self._warned):
+        if apart > FAR and not self._warned:
             self._warned = True
             self._draws.warn(
                 f"The generation server's model is far from the one that is trained: their "
