@@ -32,7 +32,7 @@ from node.device import pick
 from node.learning import start
 from node.learning.plan import Plan
 from node.learning.requirements import memory_needed, room_for_blocks
-from node.llm.exchange import read_key
+from node.llm.exchange import check_there, read_key
 from node.maths.backends import choose
 from node.observability import status
 from node.privacy.ledger import Ledger
@@ -154,13 +154,17 @@ def _identity(node: NodeConfig) -> Iterator[Finding]:
 
 
 def _generator(node: NodeConfig) -> Iterator[Finding]:
-    """Nobody else can read the key of its generation server."""
-    if node.generator and node.generator.key:
-        try:
-            read_key(node.generator.key)
-            yield ok("generator", f"{node.generator.url}, with the key in {node.generator.key}")
-        except PeerpoiseError as error:
-            yield fault("generator", str(error), "see docs/reasoning.md")
+    """Its generation server is there, and nobody else can read the key."""
+    if node.generator is None:
+        return
+    key = node.generator.key
+    try:
+        if key:
+            read_key(key)
+        check_there(node.generator.url)
+        yield ok("generator", node.generator.url + (f", with the key in {key}" if key else ""))
+    except PeerpoiseError as error:
+        yield fault("generator", str(error), "see docs/reasoning.md")
 
 
 def _addresses(node: NodeConfig, run: RunConfig) -> Iterator[Finding]:

@@ -103,6 +103,10 @@ def report(
     from node.experiments.report import plots as drawing
 
     if len(folders) == 1 and (folders[0] / "summary.json").exists():
+        if markdown or plots:
+            raise ConfigurationError(
+                "--markdown and --plots are for sweeps; the report of a run is one page (--out)."
+            )
         file = out or folders[0] / "report.html"
         files.put(file, run.document(run.read(folders[0])).encode())
         if as_json:

@@ -34,7 +34,7 @@ LOADING, SECONDS = confined.LOADING, 10.0
 LARGEST_SEED = 2**56 - 1
 """Of those by which auditors ask (`node.llm.policy.audit_seed`)."""
 GIVE_UP = 3
-"""Answers of a batch that may end the process one after another; the rest is then not scored."""
+"""Answers of a batch that may end the process; the rest is then not scored."""
 PROMISES = {
     "import": "it must load",
     "sample": "it must make a question of any seed",
@@ -118,7 +118,7 @@ class OwnFamily:
     def __init__(self, name: str, place: str, kind: str = "family") -> None:
         self.name, self.kind, self.scored = name, kind, False
         self.child = Child("-P", str(confined.__file__), place, start_s=LOADING)
-        self._warned = False
+        self._warned: set[str] = set()
 
     def try_out(self) -> None:
         """Tries both functions.
@@ -149,7 +149,8 @@ class OwnFamily:
         [score] = self._values("score", [[_question(item), item.answer]])
         if score != 1.0:
             raise self._mistake(f"score gives {score:g} for {RIGHT[self.kind]}; 1 is expected")
-        self._values("score", [[_question(item), text] for text in TRIED])
+        if all(self._values("score", [[_question(item), text] for text in TRIED])):
+            raise self._mistake("score has something left for any text, the empty one included")
 
     def samples(self, seeds: Sequence[int]) -> list[Item]:
         """The items of seeds. Raises TaskError."""
@@ -159,16 +160,16 @@ class OwnFamily:
         self, items: Sequence[Item], texts: Sequence[str], yield_point: Callable[[], None] = no_op
     ) -> list[float | None]:
         """What answers to items are worth, without space around them; None: the scorer failed. Its
-        owner is told once."""
+        owner is told of each kind of failure once."""
         rows = [row for row, text in enumerate(texts) if len(text) <= LONGEST]
         calls = [[_question(items[row]), texts[row].strip()] for row in rows]
         scores: list[float | None] = [0.0] * len(texts)
         with closing(self._outcomes("score", calls)) as outcomes:
             for row, outcome in zip(rows, outcomes, strict=True):
                 scores[row] = None if isinstance(outcome, TaskError) else outcome
-                if isinstance(outcome, TaskError) and not self._warned:
+                if isinstance(outcome, TaskError) and outcome.brief not in self._warned:
                     print(f"warning: {outcome} Such answers count as wrong.", file=sys.stderr)
-                    self._warned = True
+                    self._warned.add(outcome.brief)
                 yield_point()
         return scores
 
@@ -187,7 +188,7 @@ class OwnFamily:
     ) -> Generator[Any, None, None]:
         """What a function gives for each of several arguments; a TaskError where its code raised,
         gave what it should not, or ended its process, after which the others are asked again. After
-        GIVE_UP ends in a row they are not."""
+        GIVE_UP ends they are not: each may have taken seconds."""
         place, ends = 0, 0
         while place < len(calls):
             rest = [[function, *arguments] for arguments in calls[place:]]
@@ -195,7 +196,7 @@ class OwnFamily:
                 with closing(self.child.ask_all(rest, SECONDS)) as replies:
                     for reply in replies:
                         yield self._outcome(function, calls[place], reply)
-                        place, ends = place + 1, 0
+                        place += 1
             except ChildError as error:
                 ends += 1
                 end = len(calls) if ends == GIVE_UP else place + 1
@@ -223,7 +224,7 @@ class OwnFamily:
     def _failed(
         self, function: str, arguments: Sequence[object], text: str, brief: str = ""
     ) -> TaskError:
-        given = f", given {_shown(str(arguments[-1]))}," if arguments else ""
+        given = f", given {_shown(arguments[-1])}," if arguments else ""
         return self._mistake(
             f"{function}{given} {readable(text)}; {PROMISES[function]}",
             f"{function} {readable(brief or text)}",
@@ -250,6 +251,8 @@ def _question(item: Item) -> dict[str, str]:
     return {"question": item.prompt, "answer": item.answer}
 
 
-def _shown(text: str) -> str:
-    """An answer in a sentence."""
-    return ascii(text if len(text) <= 40 else f"{text[:40]}…")
+def _shown(argument: object) -> str:
+    """A seed or an answer in a sentence."""
+    if not isinstance(argument, str):
+        return str(argument)
+    return ascii(argument if len(argument) <= 40 else f"{argument[:40]}…")

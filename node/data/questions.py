@@ -99,7 +99,7 @@ def _distinct(family: Family, most: int, held_out: bool) -> list[Item]:
     if not distinct:
         raise ConfigurationError(
             f"The family {family.name!r} has so few different questions that none is left to "
-            f"{'test' if held_out else 'learn'} by, as a fifth of them is for testing only; it "
-            "needs a hundred or more."
+            f"{'test' if held_out else 'learn'} by, as a fifth of them is for testing only; let it "
+            "make a hundred or more."
         )
     return list(distinct)

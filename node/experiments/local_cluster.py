@@ -447,7 +447,8 @@ def _conclude(
     elif any(folder.glob("nodes/*/checkpoint-*")):
         screen.say(
             f"No node finished. Each has its checkpoint below {folder}; "
-            f"it goes on with peerpoise run --config {folder}/nodes/NAME/node.toml."
+            f"it goes on with peerpoise run --config {folder}/nodes/NAME/node.toml"
+            " (who attacks, with --i-am-testing)."
         )
     else:
         screen.say(

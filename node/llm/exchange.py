@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from node.config import GeneratorSection
 from node.config.section import readable
 from peer import files
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, TemporaryFailure, first_line
 
 CONNECT_SECONDS = 5.0
 LARGEST_REPLY = 1 << 26
@@ -93,6 +93,20 @@ def connection_to(url: str) -> HTTPConnection:
     place = urlsplit(url)
     kind = HTTPSConnection if place.scheme == "https" else HTTPConnection
     return kind(place.hostname or "", place.port, timeout=CONNECT_SECONDS)
+
+
+def check_there(url: str) -> None:
+    """Raises TemporaryFailure: nobody listens there."""
+    connection = connection_to(url)
+    try:
+        connection.connect()
+    except (OSError, HTTPException) as error:
+        raise TemporaryFailure(
+            f"The generation server {url} can't be reached ({first_line(error)}); start it before "
+            "the node."
+        ) from None
+    finally:
+        connection.close()
 
 
 def message_of(reply: bytes, key: SecretStr | None = None) -> str:

@@ -187,7 +187,8 @@ class Server:
         if request.status != HTTPStatus.OK:
             message = message_of(request.reply, self._key)
             words = f"answers with status {request.status}: {message}"
-            if request.status >= 500 or request.status == HTTPStatus.TOO_MANY_REQUESTS:
+            passes = request.status >= 500 and request.status != HTTPStatus.NOT_IMPLEMENTED
+            if passes or request.status == HTTPStatus.TOO_MANY_REQUESTS:
                 raise TemporaryFailure(f"{self.name} {words}.")
             raise ConfigurationError(f"{self.name} {words}; see generator in the node's file.")
         try:

@@ -168,6 +168,14 @@ def show_key(home: Path) -> None:
     (home / "server.key").chmod(0o644)
 
 
+def no_server(home: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (home / "node.toml").open("a") as file:
+        file.write(f'\n[generator]\nurl = "http://127.0.0.1:{port}/v1"\n')
+
+
 def no_folder(home: Path) -> None:
     (home / "state").write_text("a file")
 
@@ -179,6 +187,7 @@ def no_folder(home: Path) -> None:
         ("configuration", "run.toml", lambda home: (home / "run.toml").unlink()),
         ("certificate", "chmod 600", lambda home: (home / "node.key").chmod(0o644)),
         ("generator", "chmod 600", show_key),
+        ("generator", "can't be reached (", no_server),
         ("certificate", "node.pem", lambda home: (home / "node.pem").unlink()),
         ("listen.address", "not an address", replace("node.toml", "0.0.0.0:", "nowhere ")),
         ("listen.address", "listened on", replace("node.toml", '"0.0.0.0:', '"203.0.113.7:')),

@@ -96,11 +96,11 @@ MISTAKES = {
     "import nothing_there": r"import raised ModuleNotFoundError: No module named 'nothing_there' \(mine.py, line 1\)",
     "def sample(seed)": r"import raised SyntaxError: expected ':' \(mine.py, line 1\)",
     "raise SystemExit(0)": "import raised SystemExit",
-    "def sample(seed): return 7": "sample, given '0', gives something else than",
+    "def sample(seed): return 7": "sample, given 0, gives something else than",
     "def sample(seed): return {'question': '?', 'answer': 7}": "gives as answer what is no text",
     "def sample(seed): return {'question': '\\ud800', 'answer': '7'}": "half a character",
     "def sample(seed): return {'question': 'a' * 5000, 'answer': '7'}": "no text of 1 to 4096",
-    "def sample(seed): 1 / 0": "sample, given '0', raised ZeroDivisionError: division by zero",
+    "def sample(seed): 1 / 0": "sample, given 0, raised ZeroDivisionError: division by zero",
     "import random\ndef sample(seed): return {'question': str(random.random()), 'answer': '7'}": "two different",
     f"{SAMPLE}def score(item, text): return float(text) == 7": "score, given '', raised ValueError: .*any text",
     f"{SAMPLE}def score(item, text): return float('nan')": r"gives nan \(float\)",
@@ -409,3 +409,25 @@ def test_files_keep_their_names_in_every_folder(here: Path) -> None:
     assert whole.families == ("sort", f"own:{here}/mine.py", "own:a.b")
     assert whole.scale(f"own:{here}/mine.py") == (2.0, 0.0)
     assert whole.scorer == f"own:{here}/judge.py"
+
+
+def test_a_scorer_that_hangs_now_and_then_costs_three_hangs_a_batch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And its owner is told of each kind of failure."""
+    family = own(
+        tmp_path,
+        "if text == 'x': os._exit(0)\nif text == 'y': raise ValueError\nreturn float(text == '7')",
+        "import os",
+    )
+    scores = family.scores([ITEM] * 40, ["7", "x", "y", "7"] * 10)
+    assert scores == [1.0, None, None, 1.0] * 2 + [1.0] + [None] * 31
+    warned = capfd.readouterr().err
+    assert "ends its process (0)" in warned
+    assert "raised ValueError" in warned
+    assert warned.count("warning: ") == 2
+
+
+def test_a_scorer_that_takes_any_text_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="has something left for any text"):
+        find(written(tmp_path / "mine.py", f"{SAMPLE}\ndef score(item, text):\n    return 1.0\n"))

@@ -149,6 +149,11 @@ def sweep_of(path: Path) -> Sweep:
         DataError: none do.
     """
     if not (path / "sweep.json").exists():
+        if (path / "nodes").is_dir():
+            raise DataError(
+                f"{path} holds a run that did not end, so there is nothing to report yet; its "
+                f"nodes go on with peerpoise run --config {path}/nodes/NAME/node.toml."
+            )
         raise DataError(f"{path} holds no sweep and no run; name a folder that one of them wrote.")
     return read(_json(path / "sweep.json"), path / "sweep.json")
 
