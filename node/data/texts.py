@@ -208,9 +208,9 @@ def _named(task: TaskSection) -> list[str]:
 
 def _asked(text: TextSection, texts: Texts) -> list[str]:
     """Columns that a question is made of."""
-    said = [before_answer(text.answer)] if before_answer(text.answer) in texts.columns else []
+    spoken = [before_answer(text.answer)] if before_answer(text.answer) in texts.columns else []
     named = [*text.prompt, *fields(text.template)]
-    return said or [name for name in named if name in texts.columns]
+    return spoken or [name for name in named if name in texts.columns]
 
 
 def before_answer(answer: str) -> str:
