@@ -19,6 +19,7 @@ from torch import Tensor
 from node.hooks import no_op
 from node.llm.forward import Forward
 from node.maths.policy import Completions, Prompts
+from peer.failpoint import failpoint
 
 BANNED = -1e9
 """Logit of tokens that are no part of an answer: finite, since −inf times a mask of 0 is NaN."""
@@ -72,6 +73,7 @@ def generate(
         masks.append(~ended)
         log_probs.append(torch.where(ended, 0.0, log_p.gather(1, drawn[:, None])[:, 0]))
         ended = ended | (token == sampling.end)
+        failpoint("token_drawn")
         yield_point()
         if ended.all() or number + 1 == limit:
             break

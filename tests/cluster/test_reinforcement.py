@@ -138,13 +138,13 @@ def commands() -> Iterator[str]:
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
-@pytest.mark.long
 async def test_killed_while_it_answers_it_returns_and_nobody_is_convicted(cluster: Any) -> None:
-    """Its chain of commitments goes on from its checkpoint, and it is audited again."""
+    """In the middle of an answer of its second round. Its chain of commitments goes on from its
+    checkpoint, and it is audited again."""
     endless = {**SETTINGS, "rounds": 100_000, "sync": {"deadline_s": 20.0}}
     async with cluster(**endless) as c:
         others = [c.start(name) for name in ("n0", "n2")]
-        first = c.start("n1", failpoints="round_start=kill@4")
+        first = c.start("n1", failpoints="token_drawn=kill@9")
         assert await first.ended(200) == -signal.SIGKILL
         last = first.events("round")[-1]["round"]
         again = c.start("n1")
