@@ -114,6 +114,9 @@ def report(
         else:
             typer.echo(str(file))
         return
+    for folder in folders:
+        if (folder / "summary.json").exists() and not (folder / "sweep.json").exists():
+            raise ConfigurationError(f"{folder} holds a run, of which report takes one at a time.")
     reports = [aggregate.find(folder) for folder in folders]
     made = {out or folders[0] / "report.html": page.page(reports).encode()}
     if markdown:

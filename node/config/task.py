@@ -136,11 +136,11 @@ class ReasoningSection(Section):
             raise ValueError(f"reward_scale names {unused[0]!r}, which is none of families")
         scales = self.reward_scale.items()
         if bad := [
-            name for name, (a, b) in scales if not (1e-30 <= a <= 1e30 and abs(b) <= 1e4 * a)
+            name for name, (a, b) in scales if not (1e-30 <= a <= 1e30 and abs(b) <= 1e5 * a)
         ]:
             raise ValueError(
                 f"the scale of {bad[0]!r} in reward_scale is a positive factor and an offset of at "
-                "most 10,000 times it, beyond which float32 knows no differences"
+                "most 100,000 times it, beyond which float32 rounds differences away"
             )
         return self
 

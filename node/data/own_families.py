@@ -31,8 +31,8 @@ from peer.errors import ConfigurationError, TaskError
 
 LOADING, SECONDS = confined.LOADING, 10.0
 """By the clock, for the family's code to be loaded, and for a question or an answer."""
-LARGEST_SEED = 2**56 - 1
-"""Of those by which auditors ask (`node.llm.policy.audit_seed`)."""
+LARGEST_SEED = 2**57
+"""No auditor asks by a larger one (`node.llm.policy.audit_seed`)."""
 GIVE_UP = 3
 """Answers of a batch that may end the process; the rest is then not scored."""
 PROMISES = {
@@ -149,8 +149,9 @@ class OwnFamily:
         [score] = self._values("score", [[_question(item), item.answer]])
         if score != 1.0:
             raise self._mistake(f"score gives {score:g} for {RIGHT[self.kind]}; 1 is expected")
-        if all(self._values("score", [[_question(item), text] for text in TRIED])):
-            raise self._mistake("score has something left for any text, the empty one included")
+        scores = self._values("score", [[_question(item), text] for text in TRIED])
+        if all(score == 1.0 for score in scores):
+            raise self._mistake("score gives 1 for any text")
 
     def samples(self, seeds: Sequence[int]) -> list[Item]:
         """The items of seeds. Raises TaskError."""

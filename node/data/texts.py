@@ -27,7 +27,6 @@ from node.data import columns, conversations, unused
 from node.data.bad_rows import usable
 from node.data.columns import Nested, ending
 from node.data.examples import test_rows
-from node.data.families import Item
 from node.data.tables import labels
 from node.encoding import NotUtf8, read_text
 from peer.errors import ConfigurationError, DataError
@@ -65,10 +64,15 @@ class Texts:
         return self.take(np.setdiff1d(np.arange(len(self)), test)), self.take(test)
 
     def split_by(self, columns: Sequence[str]) -> tuple[Texts, Texts]:
-        """(train, test): rows that are alike in these columns are on one side, which their texts
-        decide."""
-        questions = zip(*(self.columns[name] for name in columns), strict=True)
-        held_out = np.array([Item("\n".join(map(str, cells)), "").held_out for cells in questions])
+        """(train, test): rows that are alike in these columns are on one side; a fifth of the
+        different ones of every kind is in test, which their digests decide."""
+        cells = zip(*(self.columns[name] for name in columns), strict=True)
+        questions = [digest("\n".join(map(str, row))) for row in cells]
+        kinds: dict[int, set[str]] = {}
+        for kind, question in zip(self.y.tolist(), questions, strict=True):
+            kinds.setdefault(kind, set()).add(question)
+        tested = {it for each in kinds.values() for it in sorted(each)[: len(each) // 5]}
+        held_out = np.array([question in tested for question in questions])
         return self.take(np.flatnonzero(~held_out)), self.take(np.flatnonzero(held_out))
 
     def balanced(self, size: int | None) -> Texts:
@@ -87,6 +91,11 @@ class Texts:
         for name in sorted(self.columns):
             sha.update(json.dumps([name, *map(str, self.columns[name])]).encode())
         return sha.hexdigest()
+
+
+def digest(text: str) -> str:
+    """SHA-256 (hex)."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def public(task: TaskSection) -> tuple[Texts, Texts]:

@@ -69,6 +69,10 @@ def _values(run: RunConfig, names: Sequence[str], experiment: Mapping[str, objec
     ):
         values[section].pop(key, None)
     values["algorithm"] = {"name": run.algorithm.name, **_chosen(run, names)}
+    if isinstance(warmup := values["algorithm"].pop("warmup", None), Mapping):
+        # Supervised rounds, which the first run had: what remains is as long as there.
+        rounds = run.train.rounds - int(warmup.get("rounds", 0))
+        values["train"]["rounds"] = rounds if rounds > 0 else run.train.rounds
     values["experiment"] = dict(experiment)
     return values
 
@@ -87,8 +91,6 @@ def _chosen(run: RunConfig, names: Sequence[str]) -> dict[str, object]:
         with suppress(ConfigurationError):  # one that it needs
             if Plan.of(without, neighborhoods).options == whole:
                 options = fewer
-    if isinstance(options.get("warmup"), Mapping):
-        del options["warmup"]  # supervised rounds: the first run had them
     return options
 
 

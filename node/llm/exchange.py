@@ -100,7 +100,7 @@ def check_there(url: str) -> None:
     connection = connection_to(url)
     try:
         connection.connect()
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:
         raise TemporaryFailure(
             f"The generation server {url} can't be reached ({first_line(error)}); start it before "
             "the node."

@@ -76,12 +76,8 @@ class Reasoning(CausalLM, RewardedTask):
         if section.scorer:
             first = rows.take(np.arange(1))
             self._scorer = scorer(section.scorer, items_of(first, of.encoder)[0])
-        by_family = [figure for name in names for figure in figures_of(name)]
-        if len({figure.name for figure in by_family}) < len(by_family):
-            raise ConfigurationError(
-                "Two of task.reasoning.families differ in signs only, so their figures would have "
-                "one name; rename one."
-            )
+        self._plain = plain(names)
+        by_family = [figure for name in names for figure in figures_of(name, self._plain[name])]
         self.metrics = (EXACT, REWARD, *by_family)
 
     def to(self, device: torch.device) -> None:
@@ -122,38 +118,43 @@ class Reasoning(CausalLM, RewardedTask):
         }
         parts = {"exact_match": right.double(), "reward": likely}
         by_family = {
-            f"{figure}_{plain(name)}": float(values[rows].mean())
+            f"{figure}_{self._plain[name]}": float(values[rows].mean())
             for figure, values in parts.items()
             for name, rows in of.items()
         }
         means = {
-            figure: sum(by_family[f"{figure}_{plain(name)}"] for name in of) / len(of)
+            figure: sum(by_family[f"{figure}_{self._plain[name]}"] for name in of) / len(of)
             for figure in parts
         }
         return {**means, **by_family}
 
 
-def figures_of(family: str) -> tuple[Metric, Metric]:
-    """EXACT and REWARD of its test questions alone."""
+def figures_of(family: str, part: str) -> tuple[Metric, Metric]:
+    """EXACT and REWARD of its test questions alone; `part` ends their names."""
     about = f"Of questions of the family {family}."
     return (
-        replace(EXACT, name=f"{EXACT.name}_{plain(family)}", help=about),
-        replace(REWARD, name=f"{REWARD.name}_{plain(family)}", help=about, tabulated=False),
+        replace(EXACT, name=f"{EXACT.name}_{part}", help=about),
+        replace(REWARD, name=f"{REWARD.name}_{part}", help=about, tabulated=False),
     )
 
 
-def plain(family: str) -> str:
-    """Its name as part of a figure's."""
-    return re.sub("[^a-z0-9]", "_", family.lower())
+def plain(families: Sequence[str]) -> dict[str, str]:
+    """Each as the end of a figure's name; those that differ in signs only are numbered."""
+    parts: dict[str, str] = {}
+    for name in families:
+        part = re.sub("[^a-z0-9]", "_", name.lower())
+        alike = sum(re.sub("[^a-z0-9]", "_", other.lower()) == part for other in parts)
+        parts[name] = f"{part}_{alike + 1}" if alike else part
+    return parts
 
 
 def check_whole(rows: Texts, encoder: Encoder) -> None:
     """Raises ConfigurationError: a question would be cut, so that another one would be rewarded."""
-    length = encoder.text.length
-    if (longest := max(map(sum, encoder.sizes(rows)), default=0)) > length:
+    length, sizes = encoder.text.length, [*map(sum, encoder.sizes(rows))]
+    if cut := [size for size in sizes if size > length]:
         raise ConfigurationError(
-            f"A question and its answer have {longest} tokens, more than task.text.length = "
-            f"{length}; raise that, or leave such questions out."
+            f"{len(cut)} of {len(sizes)} questions have, with their answers, up to {max(cut)} "
+            f"tokens, more than task.text.length = {length}; raise that, or leave them out."
         )
 
 

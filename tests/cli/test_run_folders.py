@@ -113,6 +113,9 @@ def test_a_second_run_has_no_warm_up() -> None:
             "algorithm": options,
             "task": {"name": "reasoning", "model": "bytes", "data": "questions"},
             "privacy": {"mode": "none"},
+            "train": {"rounds": 50},
         }
     )
-    assert continued._values(run, [], {})["algorithm"] == {"name": "fgrpo", "questions": 4}
+    values = continued._values(run, [], {})
+    assert values["algorithm"] == {"name": "fgrpo", "questions": 4}
+    assert values["train"]["rounds"] == 30

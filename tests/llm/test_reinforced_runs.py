@@ -302,8 +302,8 @@ def test_a_family_that_auditors_can_not_use_is_one_sentence(
 def test_figures_of_two_families_have_two_names(tmp_path: Path) -> None:
     code = 'def sample(seed):\n    return {"question": f"{seed}=", "answer": str(seed)[-3:]}\n'
     names = [written(tmp_path / name, code) for name in ("a_b.py", "a-b.py")]
-    with pytest.raises(ConfigurationError, match="differ in signs only"):
-        run(tmp_path / "run", task={"reasoning": {"families": names}})
+    metrics = run(tmp_path / "run", task={"reasoning": {"families": names}}).task_metrics
+    assert len([name for name in metrics if name.startswith("exact_match_")]) == 2
 
 
 def test_a_mistake_in_a_family_is_one_sentence(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class Brake(Fgrpo):
         step(talk, heard)
 
 
-@pytest.mark.parametrize(("graph", "size"), [("full", 3), ("ring", 6), ("full", 6)])
+@pytest.mark.parametrize(("graph", "size"), [("full", 3), ("ring", 4), ("ring", 6), ("full", 6)])
 def test_a_model_that_holds_others_back_costs_less_than_a_tenth(graph: str, size: int) -> None:
     """Nobody is convicted of it; how far a model may pull is what bounds it."""
     reached = []

@@ -149,7 +149,7 @@ def sweep_of(path: Path) -> Sweep:
         DataError: none do.
     """
     if not (path / "sweep.json").exists():
-        if (path / "nodes").is_dir():
+        if any(path.glob("nodes/*/node.toml")):
             raise DataError(
                 f"{path} holds a run that did not end, so there is nothing to report yet; its "
                 f"nodes go on with peerpoise run --config {path}/nodes/NAME/node.toml."
