@@ -488,8 +488,9 @@ def test_empty_answers_are_wrong_and_their_end_is_learned_from(made):
     assert one.texts(completions) == [""] * len(empty)
     asked = one._train.take([0] * len(empty))
     assert one._scores(asked, completions) == [0.0] * len(empty)
-    parts = {"completions": completions, "rewards": torch.zeros(len(empty))}
-    update = one.gradient(made["x"], replace(rollouts, **parts), CONFIG, -torch.ones(len(empty)))
+    said = replace(rollouts, completions=completions, rewards=torch.zeros(len(empty)))
+    blamed = -torch.ones(len(empty))
+    update = one.gradient(made["x"], said, CONFIG, blamed, on_policy=False)
     assert update.gradient is not None
     assert update.gradient.isfinite().all()
     assert update.gradient.any()

@@ -285,7 +285,7 @@ def test_a_scorer_is_audited_by_what_is_drawn_or_not_at_all(name: str) -> None:
         (
             'random.Random(int.from_bytes(seed.to_bytes(4, "big")))\n'
             '    return {"question": f"{seed}=", "answer": "2"}',
-            r"sample, given 72057594037927935, raised OverflowError",
+            r"sample, given 144115188075855872, raised OverflowError",
         ),
     ],
     ids=["one question", "not any seed"],

@@ -429,5 +429,5 @@ def test_a_scorer_that_hangs_now_and_then_costs_three_hangs_a_batch(
 
 
 def test_a_scorer_that_takes_any_text_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="has something left for any text"):
+    with pytest.raises(TaskError, match="score gives 1 for any text"):
         find(written(tmp_path / "mine.py", f"{SAMPLE}\ndef score(item, text):\n    return 1.0\n"))
