@@ -226,5 +226,5 @@ def test_the_page_of_the_results_counts_their_cells():
         name: int(trials)
         for name, trials in re.findall(r"\]\(([a-z-]+)\.toml\) \|.*\| \d+ of (\d+) \|", page)
     }
-    assert len(told) == 9
+    assert len(told) == 10
     assert {name: load(ROOT / "docs" / "results" / f"{name}.toml").size for name in told} == told
