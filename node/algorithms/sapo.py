@@ -114,6 +114,7 @@ class Sapo(Algorithm):
         c, state = self.config, begin(self.config, self.state)
         state, x, figures = local_steps(c, self.policy, t, state)
         mine = self.policy.rollouts(x, c, t, c.local_steps)
+        figures["tokens"] += float(mine.completions.mask.sum())
         heard = yield from say("rollouts", encoded(mine, c), c.layout)
         taken, clipped = {}, {}
         for peer, sent in heard.items():

@@ -112,6 +112,8 @@ class Report:
     parts: Mapping[str, Cost]
     round_seconds: float
     """The sum: a floor."""
+    warm_up: bool
+    """Only a round of the warm-up was measured, none of reinforcement."""
 
 
 def read(file: Path | None, settings: Sequence[str]) -> ExperimentConfig:
@@ -185,6 +187,7 @@ def measure(config: ExperimentConfig, say: Callable[[str], None] = lambda text: 
         bytes_sent=sent,
         parts={name: part.within(whole) for name, part in parts.items()},
         round_seconds=whole,
+        warm_up=Capability.POLICY in find(config.algorithm.name).NEEDS,
     )
 
 
@@ -388,7 +391,7 @@ def show(report: Report) -> RenderableType:
         f", {here:.3g} s with all {report.nodes} nodes on its {report.cores} cores; waiting "
         "comes on top"
     )
-    if Capability.POLICY in find(report.algorithm).NEEDS:
+    if report.warm_up:
         lines.append(
             "This is a round of the warm-up; in one of reinforcement answers are drawn, learned "
             "from and audited, which a run's journal measures"

@@ -108,6 +108,9 @@ class ReasoningSection(Section):
     scorer: str = ""
     """Questions of a file: your own function `score` says what is right in place of match,
     own:package.module or, on this machine only, own:FILE.py. Empty: the right answer alone is."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, as the model's end token does; what stands before is the answer.
+    Right answers are learned, and audited, with the first of them in place of that token."""
     reward_scale: dict[str, tuple[float, float]] = {}
     """Family = [factor, offset]: a reward r of it counts as factor · r + offset, as owners of
     different tasks pay on different scales."""
@@ -129,6 +132,13 @@ class ReasoningSection(Section):
         if self.scorer and self.match != "exact":
             raise ValueError("scorer and match both say what is right; leave one of them out")
         return self
+
+    @field_validator("stop")
+    @classmethod
+    def _ends_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("an empty text ends every answer before it begins; leave it out")
+        return value
 
     @model_validator(mode="after")
     def _scales_are_used(self) -> ReasoningSection:

@@ -10,7 +10,7 @@ they agree they say the same. Masks are on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from node.hooks import no_op
 from node.llm.forward import Forward
+from node.llm.tokens import StopStrings
 from node.maths.policy import Completions, Prompts
 from peer.failpoint import failpoint
 
@@ -41,6 +42,12 @@ class Sampling:
     """0 takes the likeliest token."""
     top_p: float = 1.0
     """Draws from the smallest set of tokens that has this probability."""
+    stop: StopStrings | None = None
+    """What ends an answer beside `end`; its tokens are part of it."""
+
+    def is_ended(self, ids: Sequence[int]) -> bool:
+        """Is the last of an answer's tokens its end?"""
+        return ids[-1] == self.end or (self.stop is not None and self.stop.reached(ids))
 
 
 @torch.no_grad()
@@ -72,7 +79,7 @@ def generate(
         ids.append(token)
         masks.append(~ended)
         log_probs.append(torch.where(ended, 0.0, log_p.gather(1, drawn[:, None])[:, 0]))
-        ended = ended | (token == sampling.end)
+        ended = ended | (token == sampling.end) | _stopped(ids, sampling.stop)
         failpoint("token_drawn")
         yield_point()
         if ended.all() or number + 1 == limit:
@@ -92,6 +99,14 @@ def generate(
         log_probs=torch.stack(log_probs, 1).float(),
         ended=ended,
     )
+
+
+def _stopped(ids: Sequence[Tensor], stop: StopStrings | None) -> Tensor:
+    """Which answers end with a stop string, bool [n]; `ids` are their tokens so far, each [n]."""
+    if stop is None:
+        return torch.zeros(len(ids[0]), dtype=torch.bool)
+    rows = torch.stack([*ids[-stop.window :]], 1).tolist()
+    return torch.tensor([stop.reached(row) for row in rows])
 
 
 def completion_log_probs(

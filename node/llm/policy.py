@@ -29,6 +29,7 @@ from node.llm.forward import Forward
 from node.llm.generation import Sampling, completion_log_probs, generate
 from node.llm.prompts import Encoder
 from node.llm.server import Server
+from node.llm.tokens import StopStrings
 from node.maths.grpo import (
     GrpoConfig,
     grpo_loss,
@@ -111,6 +112,7 @@ class LanguagePolicy:
         """
         self._forward, self._layout, self._encoder = forward, layout, encoder
         self._section, self._draws = section, draws
+        self._stop = StopStrings(section.stop, encoder.tokens) if section.stop else None
         self._parity, self._micro_batch = PARITY[dtype], micro_batch
         self._generators, self._longest = frozenset(generators), longest
         scorers = {name: questions.find(name).scores for name in sorted(self._generators)}
@@ -151,6 +153,7 @@ class LanguagePolicy:
             banned=tuple(sorted(banned)),
             temperature=config.temperature if temperature is None else temperature,
             top_p=config.top_p,
+            stop=self._stop,
         )
 
     def rollouts(self, x: Tensor, config: GrpoConfig, t: int, step: int) -> Rollouts:
@@ -359,11 +362,11 @@ class LanguagePolicy:
 
     def texts(self, completions: Completions) -> list[str]:
         """The answers, without their ends."""
-        lengths = completions.mask.sum(1) - completions.ended.long()
-        return [
-            self._encoder.tokens.decode(row[:length])
-            for row, length in zip(completions.ids.tolist(), lengths.tolist(), strict=True)
-        ]
+        tokens = self._encoder.tokens
+        spoken = completions.mask.bool() & (completions.ids != tokens.end)
+        rows = zip(completions.ids, spoken, strict=True)
+        texts = [tokens.decode(ids[kept].tolist()) for ids, kept in rows]
+        return [*map(self._stop.before, texts)] if self._stop else texts
 
     def _scores(self, asked: Asked, completions: Completions) -> list[float]:
         """What the answers are worth, 0 … 1, where 1 is right; one that was cut off is worth

@@ -42,9 +42,13 @@ class Sequences:
 class Encoder:
     """The run's template with the model's tokens."""
 
-    def __init__(self, text: TextSection, tokens: Tokens, labels: Sequence[str] = ()) -> None:
-        """Raises ConfigurationError: no such template, or a label without tokens or with too
-        many.
+    def __init__(
+        self, text: TextSection, tokens: Tokens, labels: Sequence[str] = (), stop: str = ""
+    ) -> None:
+        """`stop` ends an answer; empty: the model's end token does.
+
+        Raises:
+            ConfigurationError: no such template, or a label without tokens or with too many.
         """
         if text.template not in NAMED and not fields(text.template):
             raise ConfigurationError(
@@ -53,6 +57,7 @@ class Encoder:
             )
         self.text = text
         self.tokens = tokens
+        self.stop = stop
         self.labels = tuple(labels)
         if empty := [it for it in labels if not self.answer("", it)]:
             raise ConfigurationError(
@@ -156,8 +161,8 @@ class Encoder:
     def answer(self, prompt: str, answer: str) -> list[int]:
         """An answer's tokens and the end; after a word it begins with a space."""
         between = " " if prompt and not prompt[-1].isspace() else ""
-        tokens = self.tokens.encode(between + answer) if answer else []
-        return [*tokens, self.tokens.end] if tokens else []
+        tokens = self.tokens.encode(between + answer + self.stop) if answer else []
+        return [*tokens, self.tokens.end] if tokens and not self.stop else tokens
 
     def cut(
         self, prompt: str, answer: list[int], begin: Sequence[int]

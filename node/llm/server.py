@@ -8,6 +8,9 @@ is then tokenized here; whichever it is has to give the answer's text. An answer
 so, say because llama-server leaves out tokens within a character, counts as cut off, and nothing
 is learned from it. Where that is most of them, the run ends.
 
+Servers draw up to the model's end token, and a stop string is looked for here: they differ in what
+they tell of the tokens that make one.
+
 The server's weights are those it was started with. How likely an answer was for them comes with it
 (`node.maths.grpo.importance_weights`).
 """
@@ -74,6 +77,7 @@ class Answer:
 
     ids: Sequence[int] = ()
     log_probs: Sequence[float] = ()
+    ended: bool = False
 
 
 class Server:
@@ -227,8 +231,10 @@ class Server:
             raise ConfigurationError(
                 f"{self.name} tells log-probabilities that are none (NaN, infinite or above 0)."
             )
-        length = ids.index(sampling.end) + 1 if sampling.end in ids else len(ids)
-        return Answer(ids[:length], values[:length])
+        for length in range(1, len(ids) + 1):
+            if sampling.is_ended(ids[:length]):
+                return Answer(ids[:length], values[:length], ended=True)
+        return Answer(ids, values)
 
     def _tokens(self, choice: Choice) -> tuple[list[int], Sequence[float | None]]:
         """The tokens of an answer and how likely they were, as the server tells them."""
@@ -269,5 +275,5 @@ def padded(answers: Sequence[Answer], sampling: Sampling) -> Completions:
         ids=torch.tensor([[*answer.ids, *[sampling.pad] * room] for answer, room in pairs]),
         mask=torch.tensor([[1] * len(answer.ids) + [0] * room for answer, room in pairs]),
         log_probs=torch.tensor([[*answer.log_probs, *[0.0] * room] for answer, room in pairs]),
-        ended=torch.tensor([sampling.end in answer.ids for answer in answers]),
+        ended=torch.tensor([answer.ended for answer in answers]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +65,29 @@ class Bytes:
 
     def save(self, folder: Path) -> None:
         """Nothing: there is no such tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopStrings:
+    """Texts that end an answer beside the end token."""
+
+    texts: tuple[str, ...]
+    tokens: Tokens
+
+    @property
+    def window(self) -> int:
+        """Tokens that the longest of them can take up, each a byte or more, and one before them,
+        whose space some tokenizers drop."""
+        return 1 + max(len(text.encode()) for text in self.texts)
+
+    def reached(self, ids: Sequence[int]) -> bool:
+        """Do these tokens end with one? Asked after every token of an answer."""
+        text = self.tokens.decode(ids[-self.window :])
+        return any(stop in text for stop in self.texts)
+
+    def before(self, text: str) -> str:
+        """What stands before the first of them; all of it where there is none."""
+        return min((text.partition(stop)[0] for stop in self.texts), key=len)
 
 
 class Pretrained:

@@ -27,6 +27,7 @@ DIAGNOSTICS = (
     Diagnostic("kl", "From the model that reinforcement began with.", per_neighbor=False),
     Diagnostic("clip_ratio_low", "Share of tokens clipped below.", per_neighbor=False),
     Diagnostic("clip_ratio_high", "Share of tokens clipped above.", per_neighbor=False),
+    Diagnostic("tokens", "Of the round's own answers.", per_neighbor=False),
     Diagnostic("completion_length", "Mean tokens of the own answers.", per_neighbor=False),
     Diagnostic("completions_clipped_ratio", "Share of them that are cut off.", per_neighbor=False),
     Diagnostic("grad_norm", "Norm of the gradient before it is clipped.", per_neighbor=False),
@@ -182,6 +183,7 @@ def figures(learned: Sequence[tuple[Rollouts, PolicyGradient]]) -> dict[str, flo
         "kl": mean(each.kl for each in updates),
         "clip_ratio_low": mean(each.clip_low for each in updates),
         "clip_ratio_high": mean(each.clip_high for each in updates),
+        "tokens": tokens,
         "completion_length": tokens / count,
         "completions_clipped_ratio": mean(
             1 - float(each.completions.ended.double().mean()) for each in answers

@@ -348,7 +348,8 @@ def _encoder(language: models.LanguageModel, task: TaskSection) -> Encoder:
             f"task.text.length = {text.length}, but {task.model} takes {language.longest} tokens "
             "at most."
         )
-    return Encoder(text, language.tokens, task.labels)
+    stop = task.reasoning.stop if task.reasoning else ()
+    return Encoder(text, language.tokens, task.labels, next(iter(stop), ""))
 
 
 def _tested(encoder: Encoder, rows: Texts) -> Tested:

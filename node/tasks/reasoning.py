@@ -71,6 +71,7 @@ class Reasoning(CausalLM, RewardedTask):
             check_whole(part, of.encoder)
             if not (self.scored or section.scorer):  # one answer is right
                 check_sayable(part, of.encoder, config)
+                check_unstopped(part, of.encoder, section.stop)
         self._sampled = config
         self._scorer = None
         if section.scorer:
@@ -168,6 +169,17 @@ def check_sayable(rows: Texts, encoder: Encoder, config: GrpoConfig) -> None:
             f"No right answer to questions of the family {long[0]!r} has at most "
             f"algorithm.max_completion_length = {config.max_completion_length} tokens with its "
             "end; raise that."
+        )
+
+
+def check_unstopped(rows: Texts, encoder: Encoder, stop: Sequence[str]) -> None:
+    """Raises ConfigurationError: a right answer would be stopped before it is said."""
+    answers = [str(answer).strip() for answer in rows.columns[encoder.text.answer]]
+    if unsayable := [(text, answer) for text in stop for answer in answers if text in answer]:
+        text, answer = unsayable[0]
+        raise ConfigurationError(
+            f"task.reasoning.stop = {text!r} stands in the right answer {answer[:80]!r}, which "
+            "nobody could say; take a text that is in none."
         )
 
 

@@ -68,6 +68,9 @@ def test_killed_it_goes_on_where_it_was(tiny, tmp_path):
     assert loop.run(sweep, Folder(out), runner, quiet=True).left == 0
     assert runner.played == []
     assert {path: path.read_bytes() for path in (out / "cells").iterdir()} == before
+    (out / "under-way" / "left").touch()
+    Workers(1, out / "log").close()
+    assert not (out / "under-way").exists()
 
 
 def children(pid: int) -> list[int]:
@@ -111,8 +114,10 @@ def test_a_worker_that_is_killed_takes_its_cell_with_it_and_no_other(tiny, tmp_p
         )
         workers.start("b", other.configuration)
         assert told(workers).record is not None
+        assert [*(tmp_path / "under-way").iterdir()], "the killed one's"
     finally:
         workers.close()
+    assert not (tmp_path / "under-way").exists(), "nothing is left of it"
 
 
 def test_closing_ends_a_cell_in_the_middle(tiny, tmp_path):

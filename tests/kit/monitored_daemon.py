@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kit import ROOT
 from node.daemon import bootstrap
 from node.daemon.telemetry import Telemetry
 from peer.message import Peer
+from peer.session.heartbeat import Heartbeats
 
 BEAT_SECONDS = 0.02
 """Between two heartbeats to a neighbor: many samples in a short run."""
@@ -173,13 +175,27 @@ def save() -> None:
 
 
 FAULTS = {"burn": burn, "nap": nap, "save": save}
-EVERY = 0.06
-"""Seconds between two faults: so often that many a heartbeat is under way when one begins."""
+EVERY = 0.3
+"""Seconds between two faults."""
+DELAYED = 20
+"""One in so many heartbeats is late where that is the fault."""
 
 
 def again(fault: Callable[[], None]) -> None:
     fault()
     asyncio.get_running_loop().call_later(EVERY, again, fault)
+
+
+def delay_heartbeats() -> None:
+    """The loop naps while one is under way."""
+    make, number = Heartbeats.make, count()
+
+    def made(heartbeats: Heartbeats, peer: Peer) -> Any:
+        if next(number) % DELAYED == 0:
+            asyncio.get_running_loop().call_soon(nap)
+        return make(heartbeats, peer)
+
+    setattr(Heartbeats, "make", made)  # noqa: B010
 
 
 def main(node: str, to: str, loop: str, *spoils: str) -> None:
@@ -189,8 +205,11 @@ def main(node: str, to: str, loop: str, *spoils: str) -> None:
     note_blocking(report)
 
     def spoil() -> None:
-        for name in spoils:
+        for name in FAULTS.keys() & {*spoils}:
             again(FAULTS[name])
+
+    if "delay" in spoils:
+        delay_heartbeats()
 
     hear_beats(report, spoil)
     try:

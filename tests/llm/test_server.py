@@ -110,8 +110,11 @@ def drawn_here(one: LanguagePolicy, x: torch.Tensor, config: GrpoRunConfig) -> C
         prompts = Prompts.of([one._train.prompts[row]] * CONFIG.num_generations, sampling.pad)
         drawn = generate(one._at(x), prompts, sampling, torch.Generator().manual_seed(seed))
         lengths = drawn.mask.sum(1).tolist()
-        texts = zip(drawn.ids.tolist(), drawn.log_probs.tolist(), lengths, strict=True)
-        answers += [Answer(ids[:length], values[:length]) for ids, values, length in texts]
+        ids, values, ended = (it.tolist() for it in (drawn.ids, drawn.log_probs, drawn.ended))
+        answers += [
+            Answer(ids[k][:length], values[k][:length], ended[k])
+            for k, length in enumerate(lengths)
+        ]
     return padded(answers, sampling)
 
 

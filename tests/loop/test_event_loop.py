@@ -52,7 +52,9 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A daemon with the faults of `watched.py` on its loop."""
-    return watch(tmp_path_factory.mktemp("spoiled"), SHORT, "asyncio", "burn", "nap", "save")
+    return watch(
+        tmp_path_factory.mktemp("spoiled"), SHORT, "asyncio", "burn", "nap", "save", "delay"
+    )
 
 
 def test_no_callback_takes_long(training: Watched) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,40 @@ def faults(mode: str) -> int:
 
 def test_freed_memory_is_used_again() -> None:
     assert faults("keep") < 1_000
+
+
+VECTORS = """
+import resource
+import node
+import torch
+x = torch.ones(1 << 25)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    x.clone()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(encoding="utf-8"),
+    reason="this Linux has no huge pages",
+)
+def test_large_vectors_come_in_huge_pages() -> None:
+    """Of 128 MiB: 32,768 small pages or 64 huge ones. Few may be missing where memory is short."""
+    few, many = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", VECTORS],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={**os.environ, "THP_MEM_ALLOC_ENABLE": asked},
+            ).stdout
+        )
+        for asked in ("1", "0")
+    )
+    assert few < many / 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another allocator")

@@ -22,11 +22,11 @@ badam: cycle block step
 cga: cosine multiplier
 deca: cycle block step
 dpdl: calibration cosine
-fgrpo: weight gain convicted reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high completion_length completions_clipped_ratio grad_norm mismatch generated_per_second trained_per_second scorer_failures audit_tokens rolled_back
-grpo: reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high completion_length completions_clipped_ratio grad_norm mismatch generated_per_second trained_per_second scorer_failures
+fgrpo: weight gain convicted reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high tokens completion_length completions_clipped_ratio grad_norm mismatch generated_per_second trained_per_second scorer_failures audit_tokens rolled_back
+grpo: reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high tokens completion_length completions_clipped_ratio grad_norm mismatch generated_per_second trained_per_second scorer_failures
 pdsl: weight shapley
 ross: weight shapley
-sapo: taken clip_ratio reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high completion_length completions_clipped_ratio grad_norm mismatch generated_per_second trained_per_second scorer_failures
+sapo: taken clip_ratio reward rollouts_exact frac_reward_zero_std entropy kl clip_ratio_low clip_ratio_high tokens completion_length completions_clipped_ratio grad_norm mismatch generated_per_second trained_per_second scorer_failures
 """
 
 

@@ -96,8 +96,8 @@ class Plot:
 
 
 def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
-    """Of one setting: the headline metric against rounds, bytes and ε; consensus distance; weights
-    per neighbor.
+    """Of one setting: the headline metric against rounds, bytes, tokens and ε; consensus distance;
+    weights per neighbor.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -114,6 +114,10 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
     ]
     for what, label, x in against:
         yield _curves(part, lines, methods, what, label, x)
+    drawing = [line for line in lines if all(figures.get("tokens") for figures in line.figures)]
+    if drawing:
+        label = "tokens drawn per node"
+        yield _curves(part, drawing, methods, "tokens", label, lambda figures: figures["tokens"])
     private = [line for line in lines if line.conditions and line.figures[0]["epsilon"]]
     guaranteed = [line for line in private if None not in line.figures[0]["epsilon"]["total"]]
     if guaranteed:

@@ -48,15 +48,18 @@ Progress = Callable[[float], None]
 """Of the share of its rounds a cell has finished."""
 
 
-def run_trial(configuration: Json, progress: Progress = lambda share: None) -> Json:
-    """A cell's record.
+def run_trial(
+    configuration: Json, progress: Progress = lambda share: None, scratch: str | None = None
+) -> Json:
+    """A cell's record. It has a folder in `scratch` while it runs; None: among the system's
+    temporary ones.
 
     Raises:
         PeerpoiseError: one sentence; anything else is a bug.
     """
     config = ExperimentConfig(**configuration)
     wall, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory(prefix="peerpoise-cell-") as name:
+    with tempfile.TemporaryDirectory(prefix="peerpoise-cell-", dir=scratch) as name:
         folder = Path(name)
         resolved = resolve(config)
         summary = in_process.run(
@@ -110,6 +113,7 @@ def figures(folder: Path, summary: Summary) -> Json:
         "bytes": _mean(
             [_sums(events, "phase", "bytes_sent", rounds) for events in honest.values()]
         ),
+        "tokens": _tokens(list(honest.values()), rounds),
         "seconds": _sums(first, "round", "seconds", rounds),
         "distance": [
             it.get("consensus_distance") for it in rounds_run if it["round"] + 1 in rounds
@@ -131,6 +135,16 @@ def accounted(plan: Plan, summary: Summary, model: Path) -> float | None:
     )
     total = epsilon_total(replace(answers, mode="strict"), plan.run.train.rounds, privacy.delta)
     return total if total < float("inf") else None
+
+
+def _tokens(journals: Sequence[Events], rounds: Sequence[int]) -> list[float] | None:
+    """Of answers that were drawn, by node; None: the algorithm draws none."""
+    rounds_of = [
+        [it | it["diagnostics"] for it in events if it["event"] == "round"] for events in journals
+    ]
+    if not any("tokens" in it for events in rounds_of for it in events):
+        return None
+    return _mean([_sums(events, "round", "tokens", rounds) for events in rounds_of])
 
 
 def _sums(events: Events, event: str, field: str, rounds: Sequence[int]) -> list[float]:

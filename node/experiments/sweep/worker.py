@@ -1,6 +1,6 @@
 """A process that runs cells: a JSON line in, lines out. torch is imported once, not once a cell.
 
-    in    {"key", "configuration"}
+    in    {"key", "configuration", "scratch"}
     out   {"key", "share"} now and then, then {"key", "record"} or {"key", "error", "trace"}
 
 When standard input ends, because the sweep is done or was killed, the process ends at once, also in
@@ -56,7 +56,7 @@ def _answer(order: Json, out: TextIO) -> Json:
             _say(out, {"key": order["key"], "share": share})
 
     try:
-        return {"record": run_trial(order["configuration"], progress)}
+        return {"record": run_trial(order["configuration"], progress, order["scratch"])}
     except Exception as error:
         return failure(error)
 

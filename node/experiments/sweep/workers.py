@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,8 +56,12 @@ class Workers:
     """A worker that dies takes its one cell with it; another takes its place."""
 
     def __init__(self, jobs: int, log: Path) -> None:
-        """`log`: a file for what workers say on standard error."""
+        """`log`: a file for what workers say on standard error. Beside it is a folder for cells
+        under way; what was killed before has left its own there."""
         self._jobs, self._log = jobs, log
+        self._scratch = log.with_name("under-way")
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        files.ensure_dir(self._scratch)
         self._idle: list[subprocess.Popen[str]] = []
         self._busy: dict[str, subprocess.Popen[str]] = {}
         self._heard: queue.SimpleQueue[tuple[subprocess.Popen[str], str]] = queue.SimpleQueue()
@@ -69,8 +74,9 @@ class Workers:
         process = self._idle.pop() if self._idle else self._made()
         self._busy[key] = process
         assert process.stdin
+        order = {"key": key, "configuration": configuration, "scratch": str(self._scratch)}
         with contextlib.suppress(BrokenPipeError):  # it died while idle: `wait` hears of it
-            process.stdin.write(json.dumps({"key": key, "configuration": configuration}) + "\n")
+            process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
 
     def wait(self) -> TrialUpdate:
@@ -97,6 +103,7 @@ class Workers:
         for process in (*self._idle, *self._busy.values()):
             process.wait()
         self._idle, self._busy = [], {}
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _made(self) -> subprocess.Popen[str]:
         environ = {

@@ -1,0 +1,167 @@
+"""Texts that end an answer: noticed when they are said, no part of what was answered, and the end of
+right answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.func import functional_call
+
+from node.config import ReasoningSection, TextSection
+from node.data import Texts
+from node.llm.generation import Sampling, completion_log_probs, generate
+from node.llm.models import tiny_llama
+from node.llm.policy import LanguagePolicy
+from node.llm.prompts import Encoder
+from node.llm.server import Choice, Entry, LogProbs, Server, padded
+from node.llm.tokens import Bytes, StopStrings
+from node.maths.grpo import GrpoConfig
+from node.maths.policy import Draws, Prompts
+from node.randomness import Keys
+from node.task import flat, layout_of
+from node.tasks.reasoning import check_unstopped
+from peer.errors import ConfigurationError
+
+TOKENS = Bytes()
+TEXT = TextSection(prompt=("question",), answer="answer", length=32)
+STOPS = ("</a>", "\n")
+SAMPLING = Sampling(
+    max_completion_length=12,
+    end=TOKENS.end,
+    pad=TOKENS.pad,
+    banned=(TOKENS.pad, *TOKENS.begin),
+    stop=StopStrings(STOPS, TOKENS),
+)
+
+
+def sure(*texts: str):
+    """A model that says these texts, row by row, with a token a byte, and then "z" forever."""
+    at = iter(range(10_000))
+
+    def forward(ids, **more):
+        column = next(at)
+        logits = torch.full((len(ids), ids.shape[1], TOKENS.size), -30.0)
+        for row, text in enumerate(texts):
+            said = [*TOKENS.encode(text), *[ord("z")] * 100]
+            logits[row, :, said[column]] = 30.0
+        return SimpleNamespace(cache=None, logits=logits)
+
+    return forward
+
+
+def texts(questions: list[str], answers: list[str]) -> Texts:
+    pairs = {"question": questions, "answer": answers}
+    columns = {name: numpy.array(column, object) for name, column in pairs.items()}
+    return Texts(torch.zeros(len(questions), dtype=torch.int64), columns)
+
+
+def said(*texts: str, sampling: Sampling = SAMPLING):
+    prompts = Prompts.of([[65]] * len(texts), TOKENS.pad)
+    return generate(sure(*texts), prompts, sampling, torch.Generator().manual_seed(0))
+
+
+def test_an_answer_ends_where_a_stop_string_does():
+    drawn = said("12</a>34", "5\n6", "12</b>")
+    rows = [
+        TOKENS.decode(ids[mask.bool()].tolist())
+        for ids, mask in zip(drawn.ids, drawn.mask, strict=True)
+    ]
+    assert rows == ["12</a>", "5\n", "12</b>zzzzzz"]
+    assert drawn.ended.tolist() == [True, True, False]
+
+
+def test_without_stop_strings_they_are_text():
+    assert not said("12</a>34", sampling=replace(SAMPLING, stop=None)).ended.any()
+
+
+@pytest.mark.parametrize("stops", [("ab",), ("ba", "abab"), ("é", "aé"), (" a",)])
+def test_the_last_tokens_tell_what_the_whole_answer_would(stops):
+    stop, random = StopStrings(stops, TOKENS), numpy.random.default_rng(1)
+    found = 0
+    for _ in range(300):
+        ids = TOKENS.encode("".join(random.choice([*"ab é"], 12)))
+        for length in range(1, len(ids) + 1):
+            whole = any(text in TOKENS.decode(ids[:length]) for text in stops)
+            assert stop.reached(ids[:length]) == whole
+            if whole:
+                found += 1
+                break
+    assert 100 < found < 300
+
+
+@pytest.fixture(scope="module")
+def policy():
+    model = tiny_llama(torch.float32, "eager", 3).requires_grad_(True)
+    layout = layout_of(model)
+
+    def forward(parameters):
+        def call(ids, **more):
+            return functional_call(model, dict(parameters), (), {"input_ids": ids, **more})
+
+        return call
+
+    rows = texts(["1+1=", "2+2="], ["2", "4"])
+    section = ReasoningSection(stop=STOPS)
+    encoder = Encoder(TEXT, TOKENS, stop=STOPS[0])
+    draws = Draws("n0", 1, Keys.insecure(0, "n0"))
+    made = LanguagePolicy(forward, layout, encoder, section, rows, rows, draws)
+    return made, flat(layout, dict(model.named_parameters()))
+
+
+def test_what_stands_before_it_is_the_answer(policy):
+    drawn = said("2</a>", "4\n", "2" + "\n</a>")
+    assert policy[0].texts(drawn) == ["2", "4", "2"]
+
+
+def test_an_answer_may_still_end_with_the_models_end_token(policy):
+    drawn = said("2")
+    drawn.ids[0, 1], drawn.mask[0, 2:] = TOKENS.end, 0
+    assert policy[0].texts(drawn) == ["2"]
+
+
+def test_right_answers_end_with_the_first_one(policy):
+    """What the warm-up teaches, and whose probability audits ask for."""
+    made, x = policy
+    asked = made._fixed
+    assert asked.answers == [TOKENS.encode("2</a>"), TOKENS.encode("4</a>")]
+    sampling = made.sampling(GrpoConfig())
+    for prompt, answer, p in zip(asked.prompts, asked.answers, made.fixed(x), strict=True):
+        naive = 1.0
+        for k, token in enumerate(answer):
+            prompts = Prompts.of([[*prompt, *answer[:k]]], TOKENS.pad)
+            one = said("x", sampling=replace(SAMPLING, max_completion_length=1))
+            one.ids[0, 0] = token
+            naive *= float(completion_log_probs(made._at(x), prompts, one, sampling).exp())
+        assert float(p) == pytest.approx(naive, rel=1e-4)
+
+
+def test_a_servers_answer_is_cut_behind_it():
+    """Servers are not told of stop strings: here they are looked for in what was drawn."""
+    server = Server.__new__(Server)
+    server.tokens, server.name = TOKENS, "The generation server"
+    ids = TOKENS.encode("12</a>zz")
+    log_probs = [-0.1 * k for k in range(len(ids))]
+    entries = [Entry(id=token, logprob=p) for token, p in zip(ids, log_probs, strict=True)]
+    told = Choice(text="12</a>zz", finish_reason="length", logprobs=LogProbs(content=entries))
+    answer = server._answer(told, SAMPLING)
+    assert (answer.ids, answer.log_probs) == (ids[:6], log_probs[:6])
+    assert padded([answer], SAMPLING).ended.tolist() == [True]
+
+
+def test_a_text_that_ends_everything_is_refused():
+    with pytest.raises(ValidationError, match="an empty text ends every answer"):
+        ReasoningSection(stop=("\n", ""))
+
+
+def test_a_text_within_a_right_answer_is_refused():
+    rows = texts(["sort 3 1"], ["1 3"])
+    encoder = Encoder(TEXT, TOKENS, stop="\n")
+    check_unstopped(rows, encoder, ("\n",))
+    with pytest.raises(ConfigurationError, match=r"stop = ' ' stands in the right answer '1 3'"):
+        check_unstopped(rows, encoder, ("\n", " "))
