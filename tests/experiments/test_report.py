@@ -290,6 +290,19 @@ for part in found.parts:
     ]
 
 
+def test_tokens_are_an_axis_where_some_are_drawn(tiny, tmp_path):
+    """Of the methods that draw, of earlier versions' cells none."""
+    sweep, folder = load(tiny), Folder(tmp_path / "out")
+    for row in sweep.rows[:2]:
+        drawn = {"tokens": [0, 9]} if row.method == "xavg" else {}
+        for trial in (*row.tuning(), *row.final(0.3)):
+            keep(folder, trial, 0.5 + trial.lr / 10, summary=SUMMARY, **drawn)
+    found = aggregate.collect(sweep, folder)
+    made = {it.name: it for it in plots.plots(found.parts[0], found.methods)}
+    assert "tokens drawn per node" in made["ring-tokens"].alt
+    assert ("xavg" in made["ring-tokens"].alt, "dpdl" in made["ring-tokens"].alt) == (True, False)
+
+
 def test_an_epsilon_axis_says_what_it_is(swept):
     found = aggregate.find(swept[1])
     [plot] = [
@@ -460,8 +473,13 @@ privacy.mode = "none"
 """
     reached = {"dpdl": 0.7, "dp-dmsgd": 0.6, "dp-centralized": 0.9, "dpdl, paper mode": 0.8}
     file = tmp_path / "best.toml"
-    file.write_text(text, encoding="utf-8")
-    for public, best in ((0.75, "Best: public."), (0.5, "Best: dpdl.")):
+    for seeds, public, best in (
+        ("[1, 2]", 0.75, "Best: public."),
+        ("[1, 2]", 0.5, "Best: dpdl."),
+        ("[1]", 0.5, "No row is called best: dpdl leads, with one seed."),
+    ):
+        given = text.replace("rates = [0.1]", f"rates = [0.1]\nseeds = {seeds}")
+        file.write_text(given, encoding="utf-8")
         sweep, folder = load(file), Folder(tmp_path / best)
         for row in sweep.rows:
             mode = {"public": "none", "dpdl, paper mode": "paper"}.get(row.method, "strict")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from node.data.families import Item
 from node.data.texts import public
 from node.experiments.in_process import make_learners, simulate
 from node.experiments.resolve import resolve
+from node.experiments.sweep.trial import figures
 from node.maths.policy import Draws
 from node.randomness import Keys
 from node.tasks.reasoning import Reasoning
@@ -68,6 +70,10 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "KL": {"algorithm": {**ALGORITHM, "beta": 0.1, "warmup": {"rounds": 1}}},
     "own history": {"algorithm": {**ALGORITHM, "advantage": "history"}},
     "a warm-up alone": {"algorithm": {**ALGORITHM, "warmup": {"rounds": 9}}},
+    "texts that end an answer": {
+        "task": {"reasoning": {"families": ["largest", "sort"], "stop": ["\n"]}},
+        "algorithm": {**ALGORITHM, "warmup": {"rounds": 1}},
+    },
     "shared answers": {
         "algorithm": {"name": "sapo", "questions": 2, "num_generations": 3, "local_steps": 1}
     },
@@ -81,6 +87,19 @@ def test_it_runs(kind: str, tmp_path: Path) -> None:
     assert summary.complete
     assert summary.diverged == []
     assert 0 <= summary.task_metrics["exact_match"].mean <= 1
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("KL", 1), ("shared answers", 2)])
+def test_cells_count_the_tokens_that_were_drawn(kind: str, steps: int, tmp_path: Path) -> None:
+    """None in the warm-up; what SAPO draws in order to share it counts."""
+    summary = run(tmp_path, **KINDS[kind], train={"rounds": 3, "evaluate_every": 1})
+    found = figures(tmp_path, summary)["tokens"]
+    warm_up = config(**KINDS[kind]).algorithm.options.get("warmup", {}).get("rounds", 0)
+    assert found[:warm_up] == [0] * warm_up
+    answers, longest = 2 * 3 * steps, 16 if kind == "shared answers" else 4
+    gained = [b - a for a, b in pairwise([0, *found])][warm_up:]
+    assert all(answers <= tokens <= answers * longest for tokens in gained)
+    assert max(gained) > answers * longest / 2, "an untrained policy rarely ends an answer"
 
 
 def test_adapters_are_all_that_travels(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from node.experiments.report.aggregate import Line, Part, SweepReport
 
 def verdict(part: Part) -> str | None:
     """Which row is best of those that promise the same: in mode strict where there are any, else
-    without noise; None: fewer than two are finished. No row is called so whose rate is at the edge
-    of what was tried, none in mode paper, and none with everybody's data in one place; but public
-    data alone, which cost nobody anything, are compared with all.
+    without noise; None: fewer than two are finished. No row is called so of one seed, none whose
+    rate is at the edge of what was tried, none in mode paper, and none with everybody's data in one
+    place; but public data alone, which cost nobody anything, are compared with all.
     """
     finished = [line for line in part.lines if line.state == "finished" and line.mean]
     possible = [line for line in finished if not _pooled(line) or _public(line)]
@@ -31,6 +31,8 @@ def verdict(part: Part) -> str | None:
             f"No row is called best: {leader.method} leads, and its rate is at the edge of those "
             "that were tried."
         )
+    if len(leader.records) < 2:
+        return f"No row is called best: {leader.method} leads, with one seed."
     others = [line.method for line in compared if line.choice and line.choice.edge]
     doubt = f"; with other rates these may do better: {', '.join(others)}" if others else ""
     return f"Best: {leader.method}{doubt}."
