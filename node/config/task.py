@@ -109,7 +109,7 @@ class ReasoningSection(Section):
     """Questions of a file: your own function `score` says what is right in place of match,
     own:package.module or, on this machine only, own:FILE.py. Empty: the right answer alone is."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer, as the model's end token does; what stands before is the answer.
+    """Texts (or one) that end an answer, as the model's end token does; what stands before is it.
     Right answers are learned, and audited, with the first of them in place of that token."""
     reward_scale: dict[str, tuple[float, float]] = {}
     """Family = [factor, offset]: a reward r of it counts as factor · r + offset, as owners of
@@ -132,6 +132,11 @@ class ReasoningSection(Section):
         if self.scorer and self.match != "exact":
             raise ValueError("scorer and match both say what is right; leave one of them out")
         return self
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("stop")
     @classmethod

@@ -16,8 +16,8 @@ SEED_WARNING = (
     "guarantee."
 )
 NO_PRIVACY = (
-    "Mode none: what is learned from examples leaves without noise; whoever receives it can "
-    "reconstruct them."
+    "Mode none: gradients leave without noise; whoever receives them can reconstruct private "
+    "examples."
 )
 DECLARED = (
     "It starts from a model that train.public_start declares to be learned from public data alone; "

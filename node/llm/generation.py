@@ -79,7 +79,7 @@ def generate(
         ids.append(token)
         masks.append(~ended)
         log_probs.append(torch.where(ended, 0.0, log_p.gather(1, drawn[:, None])[:, 0]))
-        ended = ended | (token == sampling.end) | _stopped(ids, sampling.stop)
+        ended = ended | _ended(ids, sampling)
         failpoint("token_drawn")
         yield_point()
         if ended.all() or number + 1 == limit:
@@ -101,12 +101,14 @@ def generate(
     )
 
 
-def _stopped(ids: Sequence[Tensor], stop: StopStrings | None) -> Tensor:
-    """Which answers end with a stop string, bool [n]; `ids` are their tokens so far, each [n]."""
+def _ended(ids: Sequence[Tensor], sampling: Sampling) -> Tensor:
+    """As `Sampling.is_ended` of every row, bool [n]; `ids` are the answers' tokens so far, each
+    [n]."""
+    ended, stop = ids[-1] == sampling.end, sampling.stop
     if stop is None:
-        return torch.zeros(len(ids[0]), dtype=torch.bool)
+        return ended
     rows = torch.stack([*ids[-stop.window :]], 1).tolist()
-    return torch.tensor([stop.reached(row) for row in rows])
+    return ended | torch.tensor([stop.reached(row) for row in rows])
 
 
 def completion_log_probs(

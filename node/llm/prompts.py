@@ -43,9 +43,9 @@ class Encoder:
     """The run's template with the model's tokens."""
 
     def __init__(
-        self, text: TextSection, tokens: Tokens, labels: Sequence[str] = (), stop: str = ""
+        self, text: TextSection, tokens: Tokens, labels: Sequence[str] = (), *, ending: str = ""
     ) -> None:
-        """`stop` ends an answer; empty: the model's end token does.
+        """`ending`: what right answers end with; empty: the model's end token.
 
         Raises:
             ConfigurationError: no such template, or a label without tokens or with too many.
@@ -57,7 +57,7 @@ class Encoder:
             )
         self.text = text
         self.tokens = tokens
-        self.stop = stop
+        self.ending = ending
         self.labels = tuple(labels)
         if empty := [it for it in labels if not self.answer("", it)]:
             raise ConfigurationError(
@@ -161,8 +161,10 @@ class Encoder:
     def answer(self, prompt: str, answer: str) -> list[int]:
         """An answer's tokens and the end; after a word it begins with a space."""
         between = " " if prompt and not prompt[-1].isspace() else ""
-        tokens = self.tokens.encode(between + answer + self.stop) if answer else []
-        return [*tokens, self.tokens.end] if tokens and not self.stop else tokens
+        tokens = self.tokens.encode(between + answer) if answer else []
+        if tokens and self.ending:
+            return self.tokens.encode(between + answer + self.ending)
+        return [*tokens, self.tokens.end] if tokens else []
 
     def cut(
         self, prompt: str, answer: list[int], begin: Sequence[int]

@@ -224,17 +224,18 @@ class Server:
                 f"{self.name} gives an answer of {len(log_probs)} tokens where at most "
                 f"{sampling.max_completion_length} were asked for."
             )
-        if not self._is_text(ids, choice.text, sampling) or len(ids) != len(log_probs):
+        if len(ids) != len(log_probs) or not self._are_ours(ids, sampling):
             return Answer()
-        values = [math.nan if value is None else value for value in log_probs]
+        lengths = range(1, len(ids) + 1)
+        length = next((k for k in lengths if sampling.is_ended(ids[:k])), None)
+        if not self._is_text(ids, choice.text, length):
+            return Answer()
+        values = [math.nan if value is None else value for value in log_probs[:length]]
         if not all(IMPOSSIBLE < value <= CERTAIN for value in values):
             raise ConfigurationError(
                 f"{self.name} tells log-probabilities that are none (NaN, infinite or above 0)."
             )
-        for length in range(1, len(ids) + 1):
-            if sampling.is_ended(ids[:length]):
-                return Answer(ids[:length], values[:length], ended=True)
-        return Answer(ids, values)
+        return Answer(ids[:length], values, ended=length is not None)
 
     def _tokens(self, choice: Choice) -> tuple[list[int], Sequence[float | None]]:
         """The tokens of an answer and how likely they were, as the server tells them."""
@@ -250,11 +251,19 @@ class Server:
             return [int(number) for number in numbers], detail.token_logprobs
         return self.tokens.encode(choice.text), detail.token_logprobs
 
-    def _is_text(self, ids: Sequence[int], text: str, sampling: Sampling) -> bool:
-        """Are these the tokens of this text, and ours? Bytes that are no characters may be lost."""
-        if not all(0 <= token < self.tokens.size for token in ids) or {*ids} & {*sampling.banned}:
-            return False
-        return characters(self.tokens.decode(ids)) == characters(text)
+    def _are_ours(self, ids: Sequence[int], sampling: Sampling) -> bool:
+        """Can a policy say these tokens?"""
+        return all(0 <= token < self.tokens.size for token in ids) and not (
+            {*ids} & {*sampling.banned}
+        )
+
+    def _is_text(self, ids: Sequence[int], text: str, length: int | None) -> bool:
+        """Are the first `length` (None: all) of these the tokens that the text begins with? Bytes
+        that are no characters may be lost. What a stop string cuts off need not be read."""
+        kept = characters(self.tokens.decode(ids[:length]))
+        if length is not None and length < len(ids):
+            return characters(text).startswith(kept)
+        return kept == characters(text)
 
 
 def characters(text: str) -> str:

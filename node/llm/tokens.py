@@ -76,8 +76,9 @@ class StopStrings:
 
     @property
     def window(self) -> int:
-        """Tokens that the longest of them can take up, each a byte or more, and one before them,
-        whose space some tokenizers drop."""
+        """Tokens that the longest of them can take up, each a byte or more (special tokens, which
+        are no text, are not looked for between), and one before, whose space some tokenizers
+        drop."""
         return 1 + max(len(text.encode()) for text in self.texts)
 
     def reached(self, ids: Sequence[int]) -> bool:

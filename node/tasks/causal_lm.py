@@ -304,7 +304,13 @@ def _inputs(task: TaskSection, text: TextSection, language: models.LanguageModel
         "classes": ", ".join(task.labels),
         "length": str(text.length),
         "tokens": f"{language.tokens.size} {type(language.tokens).__name__}",
+        **({"stop": repr(stop[0])} if (stop := _stop(task)) else {}),
     }
+
+
+def _stop(task: TaskSection) -> tuple[str, ...]:
+    """Texts that end an answer: `task.reasoning` is for that task alone."""
+    return task.reasoning.stop if task.reasoning and task.name == "reasoning" else ()
 
 
 def _check_model(task: TaskSection) -> None:
@@ -348,8 +354,7 @@ def _encoder(language: models.LanguageModel, task: TaskSection) -> Encoder:
             f"task.text.length = {text.length}, but {task.model} takes {language.longest} tokens "
             "at most."
         )
-    stop = task.reasoning.stop if task.reasoning else ()
-    return Encoder(text, language.tokens, task.labels, next(iter(stop), ""))
+    return Encoder(text, language.tokens, task.labels, ending=next(iter(_stop(task)), ""))
 
 
 def _tested(encoder: Encoder, rows: Texts) -> Tested:
@@ -416,5 +421,11 @@ def _texts(task: TaskSection) -> tuple[Texts, Texts]:
     if not isinstance(train, Texts) or not isinstance(test, Texts):
         raise ConfigurationError(
             f"task.data = {task.data!r} is no text; take fortunes, or file or own with [task.text]."
+        )
+    text = task.text or TextSection()
+    if missing := [name for name in (*text.prompt, text.answer) if name not in train.columns]:
+        raise ConfigurationError(
+            f"task.data = {task.data!r} has no column {missing[0]!r}; name in task.text.prompt and "
+            f"answer some of {', '.join(sorted(train.columns))}."
         )
     return train, test

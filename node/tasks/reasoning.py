@@ -28,6 +28,7 @@ from node.hooks import no_op
 from node.llm.forward import Forward
 from node.llm.policy import LanguagePolicy, divided, family_of, items_of
 from node.llm.prompts import Encoder
+from node.llm.tokens import StopStrings
 from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws
 from node.randomness import Keys
@@ -71,7 +72,8 @@ class Reasoning(CausalLM, RewardedTask):
             check_whole(part, of.encoder)
             if not (self.scored or section.scorer):  # one answer is right
                 check_sayable(part, of.encoder, config)
-                check_unstopped(part, of.encoder, section.stop)
+            if section.stop:
+                check_stopped(part, of.encoder, StopStrings(section.stop, of.encoder.tokens))
         self._sampled = config
         self._scorer = None
         if section.scorer:
@@ -172,15 +174,21 @@ def check_sayable(rows: Texts, encoder: Encoder, config: GrpoConfig) -> None:
         )
 
 
-def check_unstopped(rows: Texts, encoder: Encoder, stop: Sequence[str]) -> None:
-    """Raises ConfigurationError: a right answer would be stopped before it is said."""
-    answers = [str(answer).strip() for answer in rows.columns[encoder.text.answer]]
-    if unsayable := [(text, answer) for text in stop for answer in answers if text in answer]:
-        text, answer = unsayable[0]
-        raise ConfigurationError(
-            f"task.reasoning.stop = {text!r} stands in the right answer {answer[:80]!r}, which "
-            "nobody could say; take a text that is in none."
-        )
+def check_stopped(rows: Texts, encoder: Encoder, stop: StopStrings) -> None:
+    """Raises ConfigurationError: whoever says a right answer as it is taught would be stopped
+    before its end, or not at all, or be read as having said something else."""
+    answers = map(str, rows.columns[encoder.text.answer])
+    for prompt, answer in zip(encoder.prompts(rows), answers, strict=True):
+        ids = encoder.answer(prompt, answer)
+        places = [k for k in range(1, len(ids) + 1) if stop.reached(ids[:k])]
+        if places[:1] != [len(ids)] or stop.before(encoder.tokens.decode(ids)).strip() != (
+            answer.strip()
+        ):
+            raise ConfigurationError(
+                f"The right answer {answer[:80]!r} with {encoder.ending!r} behind it does not end "
+                "where it should: take for task.reasoning.stop texts that stand in no right "
+                "answer, nor in each other, and that are no special tokens of the model."
+            )
 
 
 def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:

@@ -205,8 +205,9 @@ def main(node: str, to: str, loop: str, *spoils: str) -> None:
     note_blocking(report)
 
     def spoil() -> None:
-        for name in FAULTS.keys() & {*spoils}:
-            again(FAULTS[name])
+        for name in spoils:
+            if name != "delay":
+                again(FAULTS[name])
 
     if "delay" in spoils:
         delay_heartbeats()

@@ -29,6 +29,7 @@ ROWS = np.arange(4)
         ({"model": "./nowhere"}, "'./nowhere' is no language model"),
         ({"model": "lost.gguf"}, "'lost.gguf' is no language model"),
         ({"data": "digits"}, "'digits' is no text"),
+        ({"data": "questions"}, "'questions' has no column 'text'"),
         ({"text": {"length": 2000}}, "takes 1024 tokens at most"),
         ({"text": {"template": "chat"}}, "bytes has no chat template"),
         ({"text": {"template": "blain"}}, "'blain' is none of plain, instruction, chat"),

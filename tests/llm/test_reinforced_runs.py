@@ -89,12 +89,13 @@ def test_it_runs(kind: str, tmp_path: Path) -> None:
     assert 0 <= summary.task_metrics["exact_match"].mean <= 1
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("KL", 1), ("shared answers", 2)])
-def test_cells_count_the_tokens_that_were_drawn(kind: str, steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "warm_up", "steps"), [("KL", 1, 1), ("shared answers", 0, 2)])
+def test_cells_count_the_tokens_that_were_drawn(
+    kind: str, warm_up: int, steps: int, tmp_path: Path
+) -> None:
     """None in the warm-up; what SAPO draws in order to share it counts."""
     summary = run(tmp_path, **KINDS[kind], train={"rounds": 3, "evaluate_every": 1})
     found = figures(tmp_path, summary)["tokens"]
-    warm_up = config(**KINDS[kind]).algorithm.options.get("warmup", {}).get("rounds", 0)
     assert found[:warm_up] == [0] * warm_up
     answers, longest = 2 * 3 * steps, 16 if kind == "shared answers" else 4
     gained = [b - a for a, b in pairwise([0, *found])][warm_up:]

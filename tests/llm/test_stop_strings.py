@@ -13,10 +13,10 @@ import torch
 from pydantic import ValidationError
 from torch.func import functional_call
 
-from node.config import ReasoningSection, TextSection
+from node.config import GeneratorSection, ReasoningSection, TaskSection, TextSection
 from node.data import Texts
 from node.llm.generation import Sampling, completion_log_probs, generate
-from node.llm.models import tiny_llama
+from node.llm.models import load, tiny_llama
 from node.llm.policy import LanguagePolicy
 from node.llm.prompts import Encoder
 from node.llm.server import Choice, Entry, LogProbs, Server, padded
@@ -25,7 +25,8 @@ from node.maths.grpo import GrpoConfig
 from node.maths.policy import Draws, Prompts
 from node.randomness import Keys
 from node.task import flat, layout_of
-from node.tasks.reasoning import check_unstopped
+from node.tasks.causal_lm import _encoder
+from node.tasks.reasoning import check_stopped
 from peer.errors import ConfigurationError
 
 TOKENS = Bytes()
@@ -40,14 +41,14 @@ SAMPLING = Sampling(
 )
 
 
-def sure(*texts: str):
+def sure(*answers: str):
     """A model that says these texts, row by row, with a token a byte, and then "z" forever."""
     at = iter(range(10_000))
 
     def forward(ids, **more):
         column = next(at)
         logits = torch.full((len(ids), ids.shape[1], TOKENS.size), -30.0)
-        for row, text in enumerate(texts):
+        for row, text in enumerate(answers):
             said = [*TOKENS.encode(text), *[ord("z")] * 100]
             logits[row, :, said[column]] = 30.0
         return SimpleNamespace(cache=None, logits=logits)
@@ -61,9 +62,13 @@ def texts(questions: list[str], answers: list[str]) -> Texts:
     return Texts(torch.zeros(len(questions), dtype=torch.int64), columns)
 
 
-def said(*texts: str, sampling: Sampling = SAMPLING):
-    prompts = Prompts.of([[65]] * len(texts), TOKENS.pad)
-    return generate(sure(*texts), prompts, sampling, torch.Generator().manual_seed(0))
+def server() -> Server:
+    return Server(GeneratorSection(url="http://127.0.0.1:1/v1"), TOKENS)
+
+
+def said(*answers: str, sampling: Sampling = SAMPLING):
+    prompts = Prompts.of([[65]] * len(answers), TOKENS.pad)
+    return generate(sure(*answers), prompts, sampling, torch.Generator().manual_seed(0))
 
 
 def test_an_answer_ends_where_a_stop_string_does():
@@ -108,7 +113,7 @@ def policy():
 
     rows = texts(["1+1=", "2+2="], ["2", "4"])
     section = ReasoningSection(stop=STOPS)
-    encoder = Encoder(TEXT, TOKENS, stop=STOPS[0])
+    encoder = Encoder(TEXT, TOKENS, ending=STOPS[0])
     draws = Draws("n0", 1, Keys.insecure(0, "n0"))
     made = LanguagePolicy(forward, layout, encoder, section, rows, rows, draws)
     return made, flat(layout, dict(model.named_parameters()))
@@ -143,15 +148,24 @@ def test_right_answers_end_with_the_first_one(policy):
 
 def test_a_servers_answer_is_cut_behind_it():
     """Servers are not told of stop strings: here they are looked for in what was drawn."""
-    server = Server.__new__(Server)
-    server.tokens, server.name = TOKENS, "The generation server"
     ids = TOKENS.encode("12</a>zz")
     log_probs = [-0.1 * k for k in range(len(ids))]
     entries = [Entry(id=token, logprob=p) for token, p in zip(ids, log_probs, strict=True)]
     told = Choice(text="12</a>zz", finish_reason="length", logprobs=LogProbs(content=entries))
-    answer = server._answer(told, SAMPLING)
+    answer = server()._answer(told, SAMPLING)
     assert (answer.ids, answer.log_probs) == (ids[:6], log_probs[:6])
     assert padded([answer], SAMPLING).ended.tolist() == [True]
+
+
+def test_what_a_server_says_behind_it_need_not_be_readable():
+    ids = [*TOKENS.encode("2</a>"), 0xE6]  # the first byte of a character
+    log_probs = [-0.1] * (len(ids) - 1) + [float("nan")]
+    entries = [Entry(id=token, logprob=p) for token, p in zip(ids, log_probs, strict=True)]
+    content = LogProbs(content=entries)
+    told = Choice(text="2</a>z", finish_reason="length", logprobs=content)
+    assert server()._answer(told, SAMPLING).ended
+    other = Choice(text="3</a>z", finish_reason="length", logprobs=content)
+    assert not server()._answer(other, SAMPLING).ids, "another text's"
 
 
 def test_a_text_that_ends_everything_is_refused():
@@ -159,9 +173,58 @@ def test_a_text_that_ends_everything_is_refused():
         ReasoningSection(stop=("\n", ""))
 
 
-def test_a_text_within_a_right_answer_is_refused():
-    rows = texts(["sort 3 1"], ["1 3"])
-    encoder = Encoder(TEXT, TOKENS, stop="\n")
-    check_unstopped(rows, encoder, ("\n",))
-    with pytest.raises(ConfigurationError, match=r"stop = ' ' stands in the right answer '1 3'"):
-        check_unstopped(rows, encoder, ("\n", " "))
+def test_one_text_needs_no_list():
+    assert ReasoningSection.model_validate({"stop": "\n"}).stop == ("\n",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops", "template"),
+    [
+        ("1 3", ("\n",), "{question}\n"),
+        ("1 3 ", ("\n",), "{question}\n"),  # space around an answer does not count
+        ("{5}", ("</a>", "\n"), "{question}\n"),
+    ],
+)
+def test_a_right_answer_ends_with_its_stop_string(answer, stops, template):
+    checked(answer, stops, template)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops", "template"),
+    [
+        ("1 3", (" ",), "{question}\n"),  # within the answer
+        ("13", (" ",), "{question}"),  # in the space before it
+        ("{5}", ("}}",), "{question}\n"),  # one that begins within the answer
+        ("5\n", ("\n",), "{question}\n"),
+        ("{5}", ("</a>", "<"), "{question}\n"),  # within another
+    ],
+)
+def test_a_right_answer_that_would_not_end_there_is_refused(answer, stops, template):
+    with pytest.raises(ConfigurationError, match="does not end where it should"):
+        checked(answer, stops, template)
+
+
+def checked(answer: str, stops: tuple[str, ...], template: str) -> None:
+    text = TextSection(template=template, answer="answer", length=32)
+    encoder = Encoder(text, TOKENS, ending=stops[0])
+    check_stopped(texts(["sort 3 1"], [answer]), encoder, StopStrings(stops, TOKENS))
+
+
+def test_a_stop_string_that_is_no_text_is_refused():
+    """As a special token of a tokenizer, which decodes to nothing."""
+
+    class Special(Bytes):
+        def encode(self, text):
+            return super().encode(text.replace("</s>", "")) + [self.end] * ("</s>" in text)
+
+    encoder = Encoder(TEXT, Special(), ending="</s>")
+    with pytest.raises(ConfigurationError, match="no special tokens"):
+        check_stopped(texts(["1+1="], ["2"]), encoder, StopStrings(("</s>",), Special()))
+
+
+def test_other_tasks_know_none():
+    """What was left of a run of reasoning ends no text of another."""
+    section = TaskSection(
+        name="causal-lm", model="bytes", data="fortunes", reasoning=ReasoningSection(stop=("e",))
+    )
+    assert _encoder(load("bytes", torch.float32, None, 0), section).ending == ""

@@ -143,8 +143,8 @@ def _evaluations(about: Json, record: Record) -> Iterator[Json]:
     figures = record["figures"]
     epsilon = figures["epsilon"] or {}
     for k, t in enumerate(figures["rounds"]):
-        shared = {"round": t, "bytes": figures["bytes"][k], "seconds": figures["seconds"][k]}
         tokens = figures.get("tokens")  # None, or not there in cells of earlier versions
+        shared = {"round": t, "bytes": figures["bytes"][k], "seconds": figures["seconds"][k]}
         shared["tokens"] = tokens[k] if tokens else None
         shared["distance"] = figures["distance"][k]
         shared["epsilon_total_live"] = epsilon["total"][k] if epsilon else None

@@ -116,7 +116,7 @@ def plots(part: Part, methods: Sequence[str]) -> Iterator[Plot]:
         yield _curves(part, lines, methods, what, label, x)
     drawing = [line for line in lines if all(figures.get("tokens") for figures in line.figures)]
     if drawing:
-        label = "tokens drawn per node"
+        label = "tokens of own answers per node"
         yield _curves(part, drawing, methods, "tokens", label, lambda figures: figures["tokens"])
     private = [line for line in lines if line.conditions and line.figures[0]["epsilon"]]
     guaranteed = [line for line in private if None not in line.figures[0]["epsilon"]["total"]]

@@ -2,6 +2,7 @@
 
     OUT/sweep.json               the file's values, with environment and --set
     OUT/cells/KEY.json       a finished cell's record (`node.experiments.sweep.trial`), or absent
+    OUT/under-way/               folders of cells that run now
     OUT/failures.json            label -> the sentence it failed with, of the last call
     OUT/costs.json               row -> measured seconds of a cell (--measure)
 

@@ -7,6 +7,7 @@ Everything is plain JSON:
     declared          metrics and diagnostics as task and algorithm declare them (`node.figures`)
     metrics           test metric -> node -> [e], honest nodes only
     bytes             payload bytes a node has sent by then, mean over the nodes [e]
+    tokens            of the own answers by then, mean over the nodes [e]; null where none are drawn
     seconds           of training by then [e]
     distance          consensus distance √(1/N Σ‖x_i − x̄‖²) [e]
     epsilon           total and link [e], by Rényi divergence (looser than the summary's), what ε is
