@@ -181,7 +181,7 @@ language: $(VENV)/dev.installed build/results/kept build/nwgi
 
 rl: $(VENV)/dev.installed build/results/kept
 	$(BIN)/peerpoise sweep docs/results/reinforcement.toml --out build/results/reinforcement --jobs $(JOBS) $(FRESH)
-	$(BIN)/peerpoise report build/results/reinforcement --markdown docs/results/reinforcement.md
+	$(BIN)/peerpoise report build/results/reinforcement --out build/results/reinforcement.html --markdown docs/results/reinforcement.md
 
 sweeps-quick: $(VENV)/dev.installed
 	quick() { name=$$1; shift; \

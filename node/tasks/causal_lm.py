@@ -406,7 +406,12 @@ def _own(task: TaskSection, data: DataSection | NDArray[np.int64]) -> tuple[Text
 
 
 def _public(task: TaskSection, data: DataSection | NDArray[np.int64]) -> Texts:
-    train, _ = _texts(task)
+    train, text = _texts(task)[0], task.text or TextSection()
+    if missing := [name for name in (*text.prompt, text.answer) if name not in train.columns]:
+        raise ConfigurationError(
+            f"task.data = {task.data!r} has no column {missing[0]!r}; name in task.text.prompt and "
+            f"answer some of {', '.join(sorted(train.columns))}."
+        )
     if not isinstance(data, DataSection):
         return train.take(data)
     if data.path is not None:
@@ -421,11 +426,5 @@ def _texts(task: TaskSection) -> tuple[Texts, Texts]:
     if not isinstance(train, Texts) or not isinstance(test, Texts):
         raise ConfigurationError(
             f"task.data = {task.data!r} is no text; take fortunes, or file or own with [task.text]."
-        )
-    text = task.text or TextSection()
-    if missing := [name for name in (*text.prompt, text.answer) if name not in train.columns]:
-        raise ConfigurationError(
-            f"task.data = {task.data!r} has no column {missing[0]!r}; name in task.text.prompt and "
-            f"answer some of {', '.join(sorted(train.columns))}."
         )
     return train, test
