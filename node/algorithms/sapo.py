@@ -165,13 +165,17 @@ def decoded(sent: Tensor, c: SapoConfig, vocabulary: int) -> Rollouts | None:
     )
     if not usable:
         return None
-    place = torch.arange(c.max_prompt_length)
-    prompt_mask = (place >= c.max_prompt_length - prompt_length[:, None]).long()
-    answer_mask = (torch.arange(c.max_completion_length) < answer_length[:, None]).long()
+    # As wide as the longest of them: padding that all rows have would be computed with.
+    widest, longest = int(prompt_length.max()), int(answer_length.max())
+    prompt_mask = (torch.arange(widest) >= widest - prompt_length[:, None]).long()
+    answer_mask = (torch.arange(longest) < answer_length[:, None]).long()
     return Rollouts(
-        prompts=Prompts(ids.long(), prompt_mask),
+        prompts=Prompts(ids[:, -widest:].long(), prompt_mask),
         completions=Completions(
-            answers.long(), answer_mask, parts["log_probs"], torch.ones(len(ids), dtype=torch.bool)
+            answers[:, :longest].long(),
+            answer_mask,
+            parts["log_probs"][:, :longest],
+            torch.ones(len(ids), dtype=torch.bool),
         ),
         rewards=rewards,
         exact=torch.zeros(len(ids), dtype=torch.bool),
