@@ -32,14 +32,14 @@ async def test_daemons_give_the_bits_of_simulate(
     settings = {"kind": kind, "nodes": nodes, **SETTINGS[what]}
     async with cluster(**settings) as c:
         processes = {name: c.start(name, loop=loop) for name in c.homes}
+        for process in processes.values():
+            seen = await process.until(process.status)
+            assert seen["loop"] == loop
         simulated = simulate(experiment(**settings), tmp_path / "simulated")
         expected = simulated.params_digest
         assert len(set(expected.values())) == (1 if kind == "full" else nodes), (
             "a full graph mixes to one model"
         )
-        for process in processes.values():
-            seen = await process.until(process.status)
-            assert seen["loop"] == loop
         for name, process in processes.items():
             assert await process.ended() == 0, process.log
             found = json.loads((c.homes[name] / "summary.json").read_text())
