@@ -8,8 +8,12 @@ gradient would depend on the records beside it. MKL_CBWR=AUTO forbids that. It c
 that was measured.
 
 A model's vector is hundreds of megabytes, and new memory comes in pages of 4 KiB. With
-THP_MEM_ALLOC_ENABLE torch asks for pages of 2 MiB where Linux has them: copies of 135 million
-parameters take a third of the time. A process with tensors of many sizes takes some 140 MB more.
+THP_MEM_ALLOC_ENABLE torch asks for pages of 2 MiB where Linux has them: a copy of 135 million
+parameters then took a third of the time (0.07 s for 0.21, with 1 and 0 before this):
+
+    python -m timeit -s "import torch; x = torch.ones(135_000_000)" "x.clone()"
+
+Tensors of some megabytes, of many sizes, may take more memory for it.
 """
 
 import os
