@@ -143,6 +143,8 @@ class ReasoningSection(Section):
     def _ends_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(value):
             raise ValueError("an empty text ends every answer before it begins; leave it out")
+        if any("\ud800" <= character <= "\udfff" for text in value for character in text):
+            raise ValueError("a text to stop at is no UTF-8")
         return value
 
     @model_validator(mode="after")

@@ -181,6 +181,12 @@ def test_a_text_that_ends_everything_is_refused():
         ReasoningSection(stop=("\n", ""))
 
 
+def test_a_text_that_is_no_utf_8_is_refused():
+    """As a shell may hand it to --set."""
+    with pytest.raises(ValidationError, match="no UTF-8"):
+        ReasoningSection(stop=("\udcff",))
+
+
 def test_one_text_needs_no_list():
     assert ReasoningSection.model_validate({"stop": "\n"}).stop == ("\n",)
 
