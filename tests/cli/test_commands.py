@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from kit import cpu
 from kit.command import Call
 from node import data
 from node.algorithms import ALGORITHMS, NOISED
@@ -43,7 +44,7 @@ HOSTS = (
 
 
 def test_help_is_cheap() -> None:
-    """CPU seconds, best of three: other tests share the cores."""
+    """In CPU seconds, best of three: other tests share the cores."""
     program = """
 import resource, sys
 sys.argv = ["peerpoise", "--help"]
@@ -56,15 +57,16 @@ heavy = sorted({"torch", "dp_accounting", "grpc", "numpy", "pydantic"} & set(sys
 usage = resource.getrusage(resource.RUSAGE_SELF)
 print(heavy, usage.ru_utime + usage.ru_stime, file=sys.stderr)
 """
-    seconds = []
+    seconds, small = [], []
     for _ in range(3):
+        small.append(cpu.of_a_small_program())
         done = subprocess.run(
             [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
         )
         heavy, spent = done.stderr.strip().rsplit(" ", 1)
         assert heavy == "[]"
         seconds.append(float(spent))
-    assert min(seconds) < 0.4
+    assert min(seconds) < 2 * min(small)
 
 
 def test_version(peerpoise: Call) -> None:
