@@ -92,9 +92,16 @@ def ensure_dir(folder: Path, *, public: bool = False) -> Path:
     """A folder, made with its parents if need be.
 
     Raises:
-        StorageError: it can't be made; or it is to be private, and others can exchange what is in
-            it.
+        StorageError: it can't be made; its name is no UTF-8, so that nobody could open the models
+            in it; or it is to be private, and others can exchange what is in it.
     """
+    whole = str(folder.absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise StorageError(
+            f"The folder {whole!a} has a name that is not UTF-8 text; choose another one."
+        ) from None
     try:
         for each in [*reversed(folder.parents), folder]:
             if not each.is_dir():

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,26 @@ TASKS: Iterable[asyncio.Task[object]] = _of_asyncio.get(
 """Of all loops; asyncio itself tells those of one, and has another name for them since 3.12."""
 
 
+BEGUN = time.monotonic()
+FIRST = pytest.StashKey[bool]()
+"""Of the cases of a test: is it the first one?"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--hurry",
+        type=float,
+        metavar="SECONDS",
+        help="after so many seconds only the first case of a test is run; others are skipped",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    hurry = item.config.getoption("hurry")
+    if hurry is not None and time.monotonic() - BEGUN > hurry and not item.stash[FIRST]:
+        pytest.skip(f"LEFT OUT: {hurry:g} s are over on this slow machine, and another case is run")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The short form leaves out what has the mark `long`. What is slow begins first, so that no
     process has to wait for it at the end.
@@ -49,6 +70,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (item for item in items if item not in set(left_out)),
         key=lambda item: item.get_closest_marker("slow") is None,
     )
+    tests = set[str]()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        item.stash[FIRST] = test not in tests
+        tests.add(test)
 
 
 def pytest_collection_finish() -> None:

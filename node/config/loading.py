@@ -80,6 +80,7 @@ def take_beside(values: Tree, folder: Path) -> None:
         file = section.get(key) if isinstance(section, dict) else None
         if isinstance(section, dict) and isinstance(file, str) and file:
             section[key] = str((folder / Path(file).expanduser()).absolute())
+            _check_text(".".join([*around, key]), section[key])
 
 
 def detect_config(file: Path) -> type[ExperimentConfig] | type[NodeConfig]:
@@ -108,13 +109,26 @@ def layers(
             continue
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if path[0] in model.model_fields or path[0] not in _all_sections():
+            _check_text(f"${name}", value)
             stack.append((f"${name}", nested(path, _value(value))))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigurationError(f"--set {setting!r} is not of the form section.key=value.")
+        _check_text(f"--set {key}", setting)
         stack.append((f"--set {key}", nested(key.split("."), _value(value))))
     return stack
+
+
+def _check_text(where: str, text: str) -> None:
+    """Bytes of a command line or of a file's name may be none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{ascii(where)[1:-1]}: {text!a} is not UTF-8 text; write it in UTF-8, or give the "
+            "file or folder another name."
+        ) from None
 
 
 def origins(

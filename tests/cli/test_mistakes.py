@@ -95,6 +95,41 @@ def test_files(peerpoise: Call, tmp_path: Path, command: str, text: str, part: s
     one_sentence(peerpoise(*command.split(), file, *extra), 78, part, str(file))
 
 
+@pytest.mark.parametrize("key", ["run.federation", "task.path", "task.label", "caf\udce9.name"])
+@pytest.mark.parametrize("command", ["up", "simulate", "config show", "config check", "plan"])
+def test_settings_that_are_no_utf_8(
+    peerpoise: Call, experiment: Path, command: str, key: str
+) -> None:
+    """As bytes of a command line come from Python."""
+    said = peerpoise(*command.split(), experiment, "--set", f"{key}=caf\udce9")
+    one_sentence(said, 78, "is not UTF-8 text")
+
+
+def test_a_variable_that_is_no_utf_8(
+    peerpoise: Call, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEERPOISE_TASK__LABEL", "caf\udce9")
+    one_sentence(peerpoise("simulate", experiment), 78, "$PEERPOISE_TASK__LABEL")
+
+
+def test_a_folder_that_is_no_utf_8(
+    peerpoise: Call, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained whose model could not be opened."""
+    folder = tmp_path / "caf\udce9"
+    for command in ("up", "simulate"):
+        said = peerpoise(command, experiment, "--folder", folder)
+        one_sentence(said, 73, "not UTF-8 text; choose another")
+    assert not folder.exists()
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    one_sentence(peerpoise("up", experiment), 73, "not UTF-8 text; choose another")
+    named = folder / "run.toml"
+    text = experiment.read_text(encoding="utf-8")
+    named.write_text(text + '[validation]\npath = "validation.csv"\n')
+    one_sentence(peerpoise("config", "check", named), 78, "validation.path", "not UTF-8 text")
+
+
 @pytest.mark.parametrize("command", ["up", "simulate", "config show", "config check"])
 def test_no_such_file(peerpoise: Call, tmp_path: Path, command: str) -> None:
     one_sentence(peerpoise(*command.split(), tmp_path / "none.toml"), 78, "no file")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 
 from kit.sweeps import TINY
+from node.experiments.resolve import resolve
 from node.experiments.sweep.grid import load
 from peer.errors import ConfigurationError, DataError
 
@@ -127,6 +129,22 @@ def test_a_cell_is_known_by_the_bytes_it_starts_from_and_not_by_where_they_lie(t
 def test_a_start_that_is_not_there_is_one_sentence(tiny):
     with pytest.raises(DataError, match=r"^train.start: .*gone.safetensors can't be read"):
         configurations(tiny, ["train.start=gone.safetensors"])
+
+
+def test_a_start_whose_digest_is_written_is_needed_by_who_runs_the_cell(tiny, tmp_path):
+    """Reports and plans of kept cells go without it."""
+    digest = hashlib.sha256(b"a model").hexdigest()
+    file = tmp_path / "first.safetensors"
+    settings = [f"train.start={file}", f"train.start_digest={digest}"]
+    [without, *_] = load(tiny, settings).rows[0].final(0.1)
+    with pytest.raises(DataError, match=r"^train.start: .*first.safetensors can't be read"):
+        resolve(without.config)
+    file.write_bytes(b"a model")
+    [there, *_] = load(tiny, settings[:1]).rows[0].final(0.1)
+    assert there.digest == without.digest
+    file.write_bytes(b"another")
+    with pytest.raises(ConfigurationError, match="not the file whose digest"):
+        configurations(tiny, settings)
 
 
 def test_quick_is_ten_rounds_two_rates_one_seed(tiny):

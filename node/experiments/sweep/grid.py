@@ -193,7 +193,8 @@ class Row:
         where = f" (setting {self.setting}, method {self.method})"
         config = experiment(values, self.files, where)
         _check_algorithm(config.algorithm.name, self.files, where)
-        if config.train.start:
+        file, written = config.train.start, config.train.start_digest
+        if file and (file.exists() or not written):  # with a digest only who runs it needs the file
             from node.learning import start  # has torch
 
             config = start.sealed(config)
