@@ -82,9 +82,11 @@ class BudgetSpent(PeerpoiseError):
 class Diverged(PeerpoiseError):
     exit_code = 4
 
-    def __init__(self) -> None:
+    def __init__(
+        self, why: str = "its own parameters are not finite, or beyond limits.rms"
+    ) -> None:
         super().__init__(
-            "This node has diverged: its own parameters are not finite, or beyond limits.rms. "
+            f"This node has diverged: {why}. "
             "The last checkpoint stands; start a new run with a smaller algorithm.lr, or a larger "
             "limits.rms if they are rightly so large."
         )

@@ -19,7 +19,9 @@ none is refused.
     gain = "reported"   g_j from the R̄_j of the chain. As the abstract has it; who lies about R̄ is believed.
     gain = "audited"    z of paired audits (`node.maths.audit`) of θ_i + ½δ_j on fresh questions of the
                         own generators, and with the pull to θ_j of j's; the smaller counts.
-                        Below −3 j has no weight in the round, and on its own questions it is
+                        Below −3, by faded evidence or by the round's own (which can say so of 10
+                        questions and more), j has no weight in the round: who helps in most rounds
+                        can't spend that on a lie. On its own questions, by faded evidence, it is
                         convicted: it sends what it can't have learned. Then it has no weight until
                         its z on them is positive, for evidence fades: a liar's update hurts less
                         as models converge. On the auditor's questions nobody is convicted: honest
@@ -92,7 +94,7 @@ class FgrpoConfig(GrpoRunConfig):
     """How gains become weights."""
     audit: AuditConfig = AuditConfig()
     """How neighbors are audited."""
-    eta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    eta: float = Field(default=1.0, gt=0)
     """η: share of the averaged update that is applied."""
     pull: float = Field(default=0.5, ge=0, le=1)
     """κ, towards the neighbors' models, which then travel too. 0 is for a full graph without audits and
@@ -334,7 +336,7 @@ class Fgrpo(Algorithm):
     ) -> tuple[Gains, State]:
         """Each is tried about as it would be applied."""
         c, evidence, families_of = self.config.audit, dict(state.evidence), dict(state.families)
-        unknown = set()
+        unknown, hurting = set(), set()
         for j, each in updates.items():
             first = families_of.setdefault(j, ",".join(each.commitment.families))
             known = self.policy.knows(each.commitment.families)
@@ -348,16 +350,19 @@ class Fgrpo(Algorithm):
             theirs, ours = evidence_of(evidence.get(j))
             tried = state.x.clone()
             tried[span] += c.scale * delta
-            ours = ours.observe(self.change(state.x, tried, self.policy.families, seed), c)
+            on_ours = self.change(state.x, tried, self.policy.families, seed)
             if j in pulled:  # a model may well be behind on others' questions, but not on its own
                 tried[span] += self.config.pull * pulled[j]
-            theirs = theirs.observe(self.change(state.x, tried, commitment.families, seed), c)
+            on_theirs = self.change(state.x, tried, commitment.families, seed)
+            if min(Evidence().observe(each, c).z for each in (on_ours, on_theirs)) < -c.convict:
+                hurting.add(j)  # who helped in earlier rounds can't spend that on a lie
+            ours, theirs = ours.observe(on_ours, c), theirs.observe(on_theirs, c)
             evidence[j] = (theirs.total, theirs.squares, ours.total, ours.squares)
         z = {j: min(each.z for each in evidence_of(evidence.get(j))) for j in updates}
-        on_theirs = {j: evidence_of(evidence.get(j))[0].z for j in updates if j != self.me}
-        convicted = {j for j in on_theirs if guilty(on_theirs[j], j in state.convicted, c)}
-        absent = {*state.convicted} - {*on_theirs}
-        harmful = frozenset(j for j in z if j != self.me and z[j] < -c.convict)
+        of_theirs = {j: evidence_of(evidence.get(j))[0].z for j in updates if j != self.me}
+        convicted = {j for j in of_theirs if guilty(of_theirs[j], j in state.convicted, c)}
+        absent = {*state.convicted} - {*of_theirs}
+        harmful = frozenset(j for j in z if j != self.me and (z[j] < -c.convict or j in hurting))
         gains = Gains(z, frozenset(convicted | unknown), harmful)
         kept = tuple(sorted(convicted | absent))
         return gains, replace(state, evidence=evidence, convicted=kept, families=families_of)
@@ -425,7 +430,8 @@ class Gains:
     score: Mapping[Peer, float]
     convicted: frozenset[Peer] = frozenset()
     harmful: frozenset[Peer] = frozenset()
-    """Who has no weight in this round: it hurts the auditor's own questions."""
+    """Who has no weight in this round: what it sent hurts the auditor's own questions, by all
+    evidence, or those or its own by that of this round alone."""
 
 
 def commitment_of(note: bytes, t: int, delta: Tensor) -> Commitment | None:

@@ -67,8 +67,8 @@ def owner_of(resolved: ResolvedRun, owner: Peer | None = None) -> Peer:
         raise ConfigurationError(f"{name} is no node of this run; they are {', '.join(parts)}.")
     if algorithm.NEEDS & {Capability.LAYERS, Capability.POLICY}:
         raise ConfigurationError(
-            f"{resolved.run.algorithm.name} sends no whole models and gradients, which the attacks "
-            "are made for; take dpdl or d-psgd."
+            f"No attack is made for what {resolved.run.algorithm.name} sends (blocks of a model, "
+            "or updates by rewards); take dpdl or d-psgd."
         )
     if not resolved.plan.neighborhoods[name].neighbors:
         raise ConfigurationError(f"{name} has no neighbors, and nobody sees what it sends.")

@@ -25,7 +25,12 @@ class Section(BaseModel):
     No text in it may mislead its readers: other people write these files, too.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,  # no file that is written could say them
+    )
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:

@@ -99,7 +99,9 @@ OWN_PREFIX = "own:"
 class ReasoningSection(Section):
     """Of reasoning: which questions there are, and what answers earn (docs/reasoning.md)."""
 
-    families: tuple[str, ...] = ("add-seven", "largest", "reverse", "sort")
+    families: tuple[str, ...] = Field(
+        default=("add-seven", "largest", "reverse", "sort"), min_length=1
+    )
     """task.data = "questions": their families, made from seeds: add, add-seven, largest, reverse,
     sort, subtract; gym:NAME of reasoning-gym (pip install 'peerpoise[rl]'); or your own,
     own:package.module or, on this machine only, own:FILE.py."""

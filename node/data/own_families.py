@@ -35,6 +35,9 @@ LARGEST_SEED = 2**57
 """No auditor asks by a larger one (`node.llm.policy.audit_seed`)."""
 GIVE_UP = 3
 """Answers of a batch that may end the process; the rest is then not scored."""
+FORGIVEN = 20
+"""Batches without an end, after which as many may again. A neighbor's update can make answers that
+hang, and audits alone ask several batches of it a round."""
 PROMISES = {
     "import": "it must load",
     "sample": "it must make a question of any seed",
@@ -117,6 +120,8 @@ class OwnFamily:
 
     def __init__(self, name: str, place: str, kind: str = "family") -> None:
         self.name, self.kind, self.scored = name, kind, False
+        self.since = FORGIVEN
+        """Batches without an end since one was given up."""
         self.child = Child("-P", str(confined.__file__), place, start_s=LOADING)
         self._warned: set[str] = set()
 
@@ -189,8 +194,9 @@ class OwnFamily:
     ) -> Generator[Any, None, None]:
         """What a function gives for each of several arguments; a TaskError where its code raised,
         gave what it should not, or ended its process, after which the others are asked again. After
-        GIVE_UP ends they are not: each may have taken seconds."""
-        place, ends = 0, 0
+        GIVE_UP ends they are not: each may have taken seconds. Then, and until FORGIVEN batches
+        went by without an end, one is enough."""
+        place, ends, most = 0, 0, GIVE_UP if self.since >= FORGIVEN else 1
         while place < len(calls):
             rest = [[function, *arguments] for arguments in calls[place:]]
             try:
@@ -200,9 +206,14 @@ class OwnFamily:
                         place += 1
             except ChildError as error:
                 ends += 1
-                end = len(calls) if ends == GIVE_UP else place + 1
-                yield from [self._failed(function, calls[place], _end(error))] * (end - place)
+                end = len(calls) if ends == most else place + 1
+                failed = self._failed(function, calls[place], _end(function, error))
+                yield from [failed] * (end - place)
                 place = end
+        if ends == most:
+            self.since = 0
+        elif not ends:
+            self.since += 1
 
     def _outcome(self, function: str, arguments: Sequence[object], reply: object) -> Any:
         """What came of a call."""
@@ -236,14 +247,15 @@ class OwnFamily:
         return TaskError(f"{name}: {text}.", f"{name}: {brief or text}.")
 
 
-def _end(error: ChildError) -> str:
+def _end(function: str, error: ChildError) -> str:
     """What became of the process, in words."""
+    loading = function == "import"
     if error.start:
         return f"has no process, as none can be started ({error.start})"
     if error.code == -signal.SIGPROF:
-        return f"takes more than {confined.SECONDS:g} s of CPU time"
+        return f"takes more than {LOADING if loading else confined.SECONDS:g} s of CPU time"
     if error.code is None:
-        return f"takes more than {SECONDS:g} s"
+        return f"takes more than {LOADING if loading else SECONDS:g} s"
     return f"ends its process ({error.code})"
 
 

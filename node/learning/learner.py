@@ -252,6 +252,10 @@ class Learner:
         those."""
         diverged = diverged or self.diverged
         first = headline(self.task.metrics, metrics)
+        own: dict[str, Any] = {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name, value in measured.items()
+        }
         return Summary(
             algorithm=self.run.algorithm.name,
             nodes=self.neighborhood.nodes,
@@ -279,10 +283,7 @@ class Learner:
             },
             algorithm_metrics={
                 "bytes_per_step": bytes_sent / rounds_run if rounds_run else None,
-                **{
-                    name: dict(value) if isinstance(value, Mapping) else value
-                    for name, value in measured.items()
-                },
+                **own,
             },
             version=code_version(),
             config_digest=self.run.digest,

@@ -41,7 +41,7 @@ from node.maths.grpo import (
 from node.maths.policy import Completions, Draws, PolicyGradient, Prompts, Rollouts
 from node.randomness import public_generator
 from node.task import views
-from peer.errors import DataError, TaskError
+from peer.errors import DataError, Diverged, TaskError
 from peer.message import Layout
 
 EVALUATED = 32
@@ -231,10 +231,7 @@ class LanguagePolicy:
             sums.update(self._compared(x, rollouts, config, sampling))
         mean = {name: total / max(sums["tokens"], 1) for name, total in sums.items()}
         if math.isnan(apart := mean.get("apart", 0.0)):
-            raise TaskError(
-                "The model's log-probabilities are no numbers (NaN): it has diverged; lower "
-                "algorithm.lr."
-            )
+            raise Diverged("its model's log-probabilities are no numbers (NaN)")
         if served:
             self._compare_server(apart)
         elif on_policy and apart > self._parity:

@@ -38,7 +38,7 @@ SMALLEST = 0.005
 class AuditConfig(Section):
     """How neighbors are audited."""
 
-    questions: int = Field(default=16, ge=1)
+    questions: int = Field(default=16, ge=1, le=10_000)
     """Fresh questions a round and neighbor, of its families and as many of the own ones."""
     score: Literal["probability", "sampled"] = "probability"
     """How a model's answers are judged. probability: by that of the right one; for families with
@@ -50,9 +50,9 @@ class AuditConfig(Section):
     part helps."""
     forgetting: float = Field(default=0.8, ge=0, lt=1)
     """φ, of the evidence of earlier rounds."""
-    convict: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    convict: float = Field(default=3.0, gt=0)
     """A neighbor whose z falls below minus this has no weight."""
-    acquit: float = Field(default=0.0, allow_inf_nan=False)
+    acquit: float = Field(default=0.0)
     """It has weight again when its z rises above this; −3: as soon as z is no longer below −3."""
     neighbors_per_round: int | None = Field(default=None, ge=1)
     """At most so many are audited in a round, drawn anew in each, and the others keep their

@@ -38,15 +38,15 @@ class GrpoConfig(Section):
     """Normalized per answer, by the longest answer allowed, or by the tokens of the batch."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """By which standard deviation centered rewards are divided."""
-    epsilon: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+    epsilon: float = Field(default=0.2, gt=0, le=1e6)
     """ε: the ratio counts down to 1 − ε."""
-    epsilon_high: float | None = Field(default=None, gt=0)
+    epsilon_high: float | None = Field(default=None, gt=0, le=1e6)
     """The ratio counts up to 1 + ε_high; None: ε."""
-    delta: float | None = Field(default=None, gt=1)
+    delta: float | None = Field(default=None, gt=1, le=1e6)
     """Upper limit of the ratio where the advantage is negative (two-sided clipping); None: none."""
-    beta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    beta: float = Field(default=0.0, ge=0, le=1e6)
     """Weight of the KL divergence from the reference model; 0 keeps none in memory."""
-    questions: int = Field(default=8, ge=1)
+    questions: int = Field(default=8, ge=1, le=1_000_000)
     """Questions of a step, each with `num_generations` answers."""
     max_completion_length: int = Field(default=16, ge=1)
     """Tokens of an answer at most, its end included; one that is cut off is wrong."""

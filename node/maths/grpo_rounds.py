@@ -48,7 +48,7 @@ class WarmUp(Section):
 
 
 class GrpoRunConfig(GrpoConfig, AdamConfig, AlgorithmConfig):
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    lr: float = Field(default=1e-3, gt=0)
     """Step size of Adam."""
     a2: float = Field(default=0.99, ge=0, lt=1)
     """a₂: decay of the second moment; rounds are few."""

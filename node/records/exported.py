@@ -68,8 +68,7 @@ def privacy_sentence(privacy: Privacy) -> str:
 def metrics_of(summary: Summary, node: str | None) -> dict[str, float]:
     """Test metrics of a node's model, or of the average; {} where they are not known."""
     if node is None:
-        averaged = summary.algorithm_metrics.get("averaged_model")
-        figures = averaged if isinstance(averaged, dict) else {}
+        figures = summary.averaged_model
     else:
         figures = {name: each.per_node.get(node) for name, each in summary.task_metrics.items()}
     return {name: value for name, value in figures.items() if value is not None}

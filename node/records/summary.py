@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -125,6 +125,9 @@ class Seconds(Part):
     """Of a cluster: the largest of the nodes' 95th percentiles."""
 
 
+AlgorithmMetric: TypeAlias = Figure | dict[str, Figure] | dict[str, dict[str, Figure]]
+
+
 class Summary(Part):
     """The result of a run."""
 
@@ -163,11 +166,13 @@ class Summary(Part):
     test_public: bool = True
     """False: the test set is this host's private one. `task_metrics` are then outside of ε, and an
     export leaves them out."""
-    algorithm_metrics: dict[str, Figure | dict[str, Figure]] = {}
+    algorithm_metrics: dict[str, AlgorithmMetric] = {}
     """bytes_per_step: payload bytes a node sent per round. peak_memory_bytes: most memory a
     daemon's process held, on a GPU most that torch allocated there. Of a node also what its
     algorithm declares, of the last round, per neighbor or as one number. Of a cluster the means of
-    single numbers, and averaged_model: the test metrics of the average of the honest nodes' models.
+    single numbers over the honest nodes, what each of them found of its neighbors (figure -> node
+    -> neighbor: weights, verdicts), and averaged_model: the test metrics of the average of the
+    honest nodes' models.
     """
     version: str
     config_digest: str
@@ -195,6 +200,12 @@ class Summary(Part):
     """
     complete: bool
     """Every node of the roster finished, ran all rounds, and did not diverge."""
+
+    @property
+    def averaged_model(self) -> dict[str, float | None]:
+        """Test metrics of the average of the honest nodes' models; {} where there are none."""
+        tested = self.algorithm_metrics.get("averaged_model")
+        return cast("dict[str, float | None]", tested) if isinstance(tested, dict) else {}
 
 
 def schema() -> str:
@@ -270,7 +281,10 @@ def merge(summaries: Sequence[Summary], parameters: Mapping[str, Tensor] | None 
             "rounds_run": _union(summary.rounds_run for summary in summaries),
             "params_digest": _union(summary.params_digest for summary in summaries),
             "task_metrics": _merge_metrics(summaries, attackers),
-            "algorithm_metrics": _means([summary.algorithm_metrics for summary in honest]),
+            "algorithm_metrics": {
+                **_means([summary.algorithm_metrics for summary in honest]),
+                **_of_neighbors(honest),
+            },
             "insecure": any(summary.insecure for summary in summaries),
             "test_public": all(summary.test_public for summary in summaries),
             "complete": complete,
@@ -530,6 +544,17 @@ def _merge_metrics(summaries: Sequence[Summary], attackers: Sequence[str]) -> di
         metric = Metric(name, higher_is_better=parts[0].higher_is_better, unit=parts[0].unit)
         merged[name] = task_metric(metric, _union(part.per_node for part in parts), attackers)
     return merged
+
+
+def _of_neighbors(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
+    """Figure -> node -> neighbor -> value, from summaries of single nodes."""
+    figures: dict[str, dict[str, Any]] = {}
+    for summary in summaries:
+        [node] = summary.params_digest
+        for name, values in summary.algorithm_metrics.items():
+            if isinstance(values, Mapping):
+                figures.setdefault(name, {})[node] = values
+    return figures
 
 
 def _means(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

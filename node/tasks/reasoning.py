@@ -18,9 +18,10 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
-from node.config import DataSection, ReasoningSection, RunConfig, TextSection
+from node.config import DataSection, ReasoningSection, RunConfig, TextSection, sentence
 from node.data import Texts, questions
 from node.data.own_families import scorer
 from node.figures import Metric
@@ -35,7 +36,7 @@ from node.randomness import Keys
 from node.tasks import causal_lm
 from node.tasks.causal_lm import CausalLM, Ingredients
 from node.tasks.rewarded import RewardedTask
-from peer.errors import ConfigurationError
+from peer.errors import ConfigurationError, DataError
 
 EXACT = Metric(
     "exact_match",
@@ -69,6 +70,7 @@ class Reasoning(CausalLM, RewardedTask):
         self._tested = of.test.texts if of.test else None
         names = sorted(set(family_of(self._tested))) if self._tested else []
         for part in (rows, held_out):
+            check_asked(part, of.encoder)
             check_whole(part, of.encoder)
             if not (self.scored or section.scorer):  # one answer is right
                 check_sayable(part, of.encoder, config)
@@ -151,6 +153,17 @@ def plain(families: Sequence[str]) -> dict[str, str]:
     return parts
 
 
+def check_asked(rows: Texts, encoder: Encoder) -> None:
+    """Raises DataError: a question is empty."""
+    columns = [rows.columns[name] for name in encoder.text.prompt]
+    for answer, *cells in zip(rows.columns[encoder.text.answer], *columns, strict=True):
+        if not any(str(cell).strip() for cell in cells):
+            raise DataError(
+                f"The question whose right answer is {str(answer)[:80]!r} is empty "
+                f"({', '.join(encoder.text.prompt)}); leave it out."
+            )
+
+
 def check_whole(rows: Texts, encoder: Encoder) -> None:
     """Raises ConfigurationError: a question would be cut, so that another one would be rewarded."""
     length, sizes = encoder.text.length, [*map(sum, encoder.sizes(rows))]
@@ -196,7 +209,7 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
     task = run.task
     if task.data == "questions":
         task = task.model_copy(update={"text": _text(task.text)})
-    elif task.text is None:
+    elif task.text is None or not task.text.prompt:
         raise ConfigurationError(
             'The task reasoning learns questions: set task.data = "questions", or name the columns '
             "of your own in [task.text] (prompt, answer)."
@@ -216,4 +229,8 @@ def make(run: RunConfig, data: DataSection | NDArray[np.int64]) -> Reasoning:
 
 def _text(text: TextSection | None) -> TextSection:
     """Which columns are question and answer is known."""
-    return (text or TextSection()).model_copy(update={"prompt": ("question",), "answer": "answer"})
+    named = {**(text or TextSection()).model_dump(), "prompt": ("question",), "answer": "answer"}
+    try:
+        return TextSection.model_validate(named)
+    except ValidationError as error:
+        raise ConfigurationError(sentence(error, TextSection, within="task.text")) from None

@@ -153,6 +153,20 @@ def test_questions_of_a_file_can_not_be_audited(tmp_path: Path) -> None:
         run(tmp_path / "run", **from_file(file_of(tmp_path)))
 
 
+def test_questions_that_nobody_is_asked_are_one_sentence(tmp_path: Path) -> None:
+    """Their column is not named, or one of them is empty."""
+    sections = from_file(file := file_of(tmp_path), gain="reported")
+    text = {**sections["task"]["text"], "prompt": ()}
+    with pytest.raises(ConfigurationError, match="name the columns of your own"):
+        run(tmp_path / "run", **{**sections, "task": {**sections["task"], "text": text}})
+    for empty in ("", None, " "):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        lines[7] = json.dumps({"q": empty, "a": "8", "family": "sort"})
+        file.write_text("\n".join(lines), encoding="utf-8")
+        with pytest.raises(DataError, match=r"The question whose right answer is '8' is empty"):
+            run(tmp_path / "run", **sections)
+
+
 def test_a_line_that_is_cut_off_is_one_sentence(tmp_path: Path) -> None:
     file = file_of(tmp_path)
     file.write_text(file.read_text()[:-7], encoding="utf-8")
@@ -169,12 +183,13 @@ def test_a_line_that_is_cut_off_is_one_sentence(tmp_path: Path) -> None:
         ({"task": {"reasoning": {"families": ["sort", "chess"]}}}, "Unknown family 'chess'"),
         ({"task": {"reasoning": {"families": ["gym:n_queens"]}}}, "is none of base_conversion"),
         ({"task": {"text": {"length": 10, "test_size": 6, "embeddings": True}}}, "more than task.text.length = 10; raise that"),
+        ({"task": {"text": {"length": 48, "test_size": 6, "template": "Q {question} A {answer}"}}}, "'answer' is the answer, so that prompt and template can't show it"),
         ({"algorithm": {**ALGORITHM, "max_completion_length": 3}}, "the family 'sort' has at most algorithm.max_completion_length = 3"),
         ({"algorithm": {**ALGORITHM, "audit": {"questions": 1}}}, "convicts nobody; ask more questions"),
     ],
     ids=[
         "a mode", "async", "another task", "a family", "a family that is not allowed",
-        "questions that are cut", "answers that are cut", "audits that convict nobody",
+        "questions that are cut", "answers that are shown", "answers that are cut", "audits that convict nobody",
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_sentence(

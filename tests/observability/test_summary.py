@@ -151,6 +151,19 @@ def test_digest_is_that_of_little_endian_float32():
     )
 
 
+def test_merge_keeps_what_each_honest_node_found_of_its_neighbors():
+    parts = [
+        one(name, 0.9, 7.5, algorithm_metrics={"tokens": 2.0, "weight": {"n2": weight}})
+        for name, weight in (("n0", 0.5), ("n1", 0.0))
+    ]
+    parts.append(one("n2", 0.9, 7.5, algorithm_metrics={"weight": {"n0": 1.0}}, attackers=["n2"]))
+    merged = summary.merge(parts)
+    assert merged.algorithm_metrics["weight"] == {"n0": {"n2": 0.5}, "n1": {"n2": 0.0}}
+    assert merged.algorithm_metrics["tokens"] == 2.0
+    assert summary.Summary.model_validate_json(merged.model_dump_json()) == merged
+    assert merged.averaged_model == {}
+
+
 def test_merge_of_a_whole_cluster():
     parts = [
         one("n0", 0.9, 7.5),

@@ -6,7 +6,7 @@ verdict lasts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
@@ -19,6 +19,7 @@ from kit.bandits import FAMILIES, attacked, cluster, success
 from node.algorithms.fgrpo import Fgrpo, evidence_of
 from node.config import AttackSection
 from node.maths.audit import AuditConfig, Evidence, guilty
+from node.maths.commitment import Commitment, update_digest
 from node.rounds import lockstep
 from peer.message import Conversation, Replies, Say, step
 from peer.neighborhood import View
@@ -177,6 +178,45 @@ def test_a_model_that_holds_others_back_costs_less_than_a_tenth(graph: str, size
         honest = [success(node.parameters) for name, node in nodes.items() if name != last]
         reached.append(sum(honest) / len(honest))
     assert reached[1] > 0.9 * reached[0]
+
+
+class Sometimes(Fgrpo):
+    """Honest but for some rounds, in which it sends its update times −3 and claims ever more."""
+
+    lies: Callable[[int], bool]
+
+    def round(self, t: int, view: View) -> Conversation:
+        talk = super().round(t, view)
+        said = step(talk)
+        assert isinstance(said, Say)
+        if self.lies(t):
+            update, model = cast("tuple[Tensor, Tensor]", said.tensors)
+            false = -3 * update
+            own = Commitment.decode(said.note)
+            claim = replace(own, update=update_digest(false), reward=1e3 * 2.0**t)
+            said = replace(said, tensors=(false, model), note=claim.encode())
+        heard = yield said
+        step(talk, heard)
+
+
+def among_some_lies(lies: Callable[[int], bool], graph: str) -> float:
+    """Success of the honest after 20 rounds."""
+    nodes, neighborhoods = cluster(Fgrpo, graph)
+    nodes[LIAR].__class__ = Sometimes
+    nodes[LIAR].lies = lies
+    lockstep.run(nodes, neighborhoods, 20)
+    honest = [success(node.parameters) for name, node in nodes.items() if name != LIAR]
+    return sum(honest) / len(honest)
+
+
+@pytest.mark.parametrize("graph", ["full", "ring"])
+@pytest.mark.parametrize(
+    "lies", [lambda t: t % 3 == 2, lambda t: t % 5 >= 3], ids=["one of three", "two of five"]
+)
+def test_helping_in_most_rounds_buys_no_lie(graph: str, lies: Callable[[int], bool]) -> None:
+    """By faded evidence alone such a liar is never convicted, or let go again and again, and costs
+    a sixth on a full graph."""
+    assert among_some_lies(lies, graph) > 0.97 * reached(graph)
 
 
 # how long a verdict lasts

@@ -16,7 +16,7 @@ from node.config import NodeConfig, ReasoningSection, TaskSection
 from node.data import child, confined, own_families
 from node.data.child import Child
 from node.data.families import Item
-from node.data.own_families import GIVE_UP, OwnFamily
+from node.data.own_families import FORGIVEN, GIVE_UP, OwnFamily
 from node.data.questions import find, read_questions
 from node.experiments import provisioning
 from node.hooks import no_op
@@ -193,7 +193,11 @@ def test_a_batch_of_answers_that_end_it_costs_few_starts(tmp_path: Path) -> None
     scores = family.scores([ITEM] * 20, ["x"] * 19 + ["7"], lambda: calls.append(1))
     assert scores == [None] * 20
     assert len(calls) == 20
-    assert family.scores([ITEM] * 3, ["x", "7", "x"]) == [None, 1.0, None], "the next one is asked"
+    assert family.scores([ITEM] * 2, ["7", "x"]) == [1.0, None], "the next one is asked"
+    assert family.scores([ITEM] * 3, ["x", "7", "7"]) == [None] * 3, "but borne less"
+    for _ in range(FORGIVEN):
+        assert family.scores([ITEM], ["7"]) == [1.0]
+    assert family.scores([ITEM] * 3, ["x", "7", "x"]) == [None, 1.0, None]
     assert GIVE_UP < 19
 
 

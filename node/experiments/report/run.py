@@ -90,8 +90,6 @@ def _nodes(run: Run) -> Grid:
     result = run.summary
     figures = result.task_metrics
     metrics = [_metric(result, name) for name in figures]
-    averaged = result.algorithm_metrics.get("averaged_model")
-    average = averaged if isinstance(averaged, dict) else {}
 
     def cells(
         of: Mapping[str, float | None], epsilon: float | None, rounds: str
@@ -110,7 +108,7 @@ def _nodes(run: Run) -> Grid:
         )
         for name in sorted(result.params_digest)
     ]
-    if average:
+    if average := result.averaged_model:
         rows.append(("average of the models", *cells(average, None, "")))
     return Grid(
         title=f"{result.algorithm}, {result.nodes} nodes",
