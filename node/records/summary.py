@@ -550,10 +550,9 @@ def _of_neighbors(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
     """Figure -> node -> neighbor -> value, from summaries of single nodes."""
     figures: dict[str, dict[str, Any]] = {}
     for summary in summaries:
-        [node] = summary.params_digest
         for name, values in summary.algorithm_metrics.items():
             if isinstance(values, Mapping):
-                figures.setdefault(name, {})[node] = values
+                figures.setdefault(name, {}).update(dict.fromkeys(summary.params_digest, values))
     return figures
 
 
